@@ -1,0 +1,217 @@
+"""The denoiser: features -> recurrent layers -> mask over mel bands -> gains -> audio, in batches and in streams."""
+
+import itertools
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rnnc import cells
+from rnnc.audio.stft import Bands, Stft
+from rnnc.structure import Dense
+
+Array = jax.Array
+FLOOR = 1e-10  # added to squared magnitudes, so that their powers have finite slopes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The sizes of an `Enhancer`; the defaults are the preset `tinylstm`.
+
+    Args:
+      rate_hz: sample rate.
+      stft: window and hop.
+      bands: mel bands of the features and of the mask.
+      power: magnitudes of the bands are raised to it.
+      feature_mean, feature_spread: what the result is centred by and divided by, so that speech at -26 dBFS has about
+        zero mean and unit spread.
+      cell: kind of the recurrent layers.
+      layers, units: their number and width.
+      hidden: width of the rectified layer before the mask.
+      kernel, recurrent: structures of the recurrent layers' matrices.
+
+    Source: TinyLSTMs (Fedorov et al. 2020), section 1.1 of our survey; outermost gains held, see `Bands`.
+    """
+
+    rate_hz: int = 16000
+    stft: Stft = Stft(window=512, hop=256)
+    bands: Bands = Bands(count=128, low_hz=125.0, high_hz=7500.0)
+    power: float = 0.3
+    feature_mean: float = 0.6
+    feature_spread: float = 0.35
+    cell: Literal["lstm", "gru", "fastrnn"] = "lstm"
+    layers: int = 2
+    units: int = 256
+    hidden: int = 128
+    kernel: Dense = field(default=Dense())
+    recurrent: Dense = field(default=Dense())
+
+    def __post_init__(self) -> None:
+        for name in ("rate_hz", "layers", "units", "hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: is {getattr(self, name)}, must be 1 or more")
+        if not 0.05 <= self.power <= 1.0:
+            raise ValueError(f"power: is {self.power}, must be 0.05 to 1")
+        if not self.feature_spread > 0:
+            raise ValueError(f"feature_spread: is {self.feature_spread}, must be above 0")
+        if self.bands.high_hz > self.rate_hz / 2:
+            raise ValueError(f"bands.high_hz: is {self.bands.high_hz}, must be at most {self.rate_hz / 2}")
+
+
+class Enhancer(nnx.Module):
+    """A recurrent denoiser with a real mask and the noisy phase.
+
+    |X| -> bands -> power -> RNN layers -> Dense, relu -> Dense, sigmoid = mask [bands] -> gains [bins] -> gains X.
+    A mask of ones gives the input back.
+
+    Args:
+      model: sizes.
+      rngs: source of the initial weights.
+
+    >>> enhancer = Enhancer(Model(units=8, hidden=8, layers=1), rngs=nnx.Rngs(0))
+    >>> enhancer(jnp.zeros((2, 1000))).shape
+    (2, 1000)
+    """
+
+    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+        self.model = model
+        make = cells.CELLS[model.cell]
+        widths = [model.bands.count] + [model.units] * model.layers
+        self.layers = nnx.List(
+            cells.RNN(
+                make(n, m, kernel=model.kernel, recurrent=model.recurrent, rngs=rngs),
+                time_major=True,
+                return_carry=True,
+            )
+            for n, m in itertools.pairwise(widths)
+        )
+        self.dense = nnx.Linear(model.units, model.hidden, rngs=rngs)
+        self.mask = nnx.Linear(model.hidden, model.bands.count, rngs=rngs)
+
+    def features(self, spectra: Array) -> Array:
+        """Spectra [..., bins] -> compressed band levels [..., bands]."""
+        gather = jnp.asarray(self.model.bands.gather(self.model.rate_hz, self.model.stft.bins))
+        magnitude = jnp.sqrt(jnp.square(spectra.real) + jnp.square(spectra.imag) + FLOOR)
+        compressed = jnp.exp(self.model.power * jnp.log(_product(magnitude, gather)))
+        return (compressed - self.model.feature_mean) / self.model.feature_spread
+
+    def gains(self, features: Array, carry: tuple | None = None) -> tuple[tuple, Array]:
+        """Features [T, B, bands] and the layers' carries -> (carries, gains of the bins [T, B, bins])."""
+        x, after = features, []
+        for rnn, initial in zip(self.layers, carry or (None,) * len(self.layers)):
+            last, x = rnn(x, initial_carry=initial)
+            after.append(last)
+        mask = jax.nn.sigmoid(self.mask(jax.nn.relu(self.dense(x))))
+        spread = jnp.asarray(self.model.bands.spread(self.model.rate_hz, self.model.stft.bins))
+        return tuple(after), _product(mask, spread)
+
+    def __call__(self, noisy: Array) -> Array:
+        """Noisy signals [..., n] at `model.rate_hz` -> enhanced signals [..., n]."""
+        stft = self.model.stft
+        spectra = stft.analyse(noisy.reshape(-1, noisy.shape[-1]))
+        _, gains = self.gains(jnp.swapaxes(self.features(spectra), 0, 1))
+        return stft.synthesise(spectra * jnp.swapaxes(gains, 0, 1).astype(spectra.dtype), noisy.shape[-1]).reshape(
+            noisy.shape
+        )
+
+    def silence(self, batch: int) -> tuple:
+        """The state of a stream of `batch` channels before its first sample."""
+        return self.model.stft.silence((batch,)), tuple(r.cell.initialize_carry((batch, 1)) for r in self.layers)
+
+    def hop(self, state: tuple, block: Array) -> tuple[tuple, Array]:
+        """One hop: block [B, hop] in -> block [B, hop] out, `stft.tail` samples late."""
+        (past, unfinished), carry = state
+        past, spectrum = self.model.stft.push(past, block)
+        carry, gains = self.gains(self.features(spectrum)[None], carry)
+        unfinished, out = self.model.stft.pull(unfinished, spectrum * gains[0].astype(spectrum.dtype))
+        return ((past, unfinished), carry), out
+
+    def stream(self, channels: int = 1) -> "Stream":
+        """A stateful denoiser for blocks of any size."""
+        return Stream(self, channels)
+
+
+class Stream:
+    """An enhancer that takes sound as it comes and keeps its state.
+
+    What `push` and `flush` return, joined, is what the enhancer returns for the joined input (to rounding, 1e-5).
+    A sample leaves at most `latency_samples` samples after it came in.
+
+    Args:
+      enhancer: the denoiser.
+      channels: signals enhanced side by side.
+
+    >>> stream = Enhancer(Model(units=8, hidden=8, layers=1), rngs=nnx.Rngs(0)).stream()
+    >>> out = [stream.push(np.zeros((1, 700))), stream.flush()]
+    >>> [x.shape[1] for x in out], stream.latency_samples
+    ([256, 444], 511)
+    """
+
+    def __init__(self, enhancer: Enhancer, channels: int = 1):
+        self.channels = channels
+        self.stft = enhancer.model.stft
+        self._graph, self._weights = nnx.split(enhancer)
+        self._silence = enhancer.silence(channels)
+        self.reset()
+
+    @property
+    def latency_samples(self) -> int:
+        """window - 1: a sample's last frame must be complete."""
+        return self.stft.window - 1
+
+    def reset(self) -> None:
+        """Forget everything heard."""
+        self._state = self._silence
+        self._waiting = np.zeros((self.channels, 0), np.float32)
+        self._taken = self._given = 0
+        self._ahead = self.stft.tail
+
+    def push(self, block: np.ndarray) -> np.ndarray:
+        """Take [channels, n] samples, n >= 0; return those that are finished, [channels, k]."""
+        block = np.asarray(block, np.float32)
+        if block.ndim != 2 or block.shape[0] != self.channels:
+            raise ValueError(f"stream: block is {list(block.shape)}, must be [{self.channels}, samples]")
+        if not np.isfinite(block).all():
+            raise ValueError("stream: block holds NaN or infinity, must be finite")
+        self._taken += block.shape[1]
+        return self._advance(block)
+
+    def flush(self) -> np.ndarray:
+        """The samples still inside, [channels, k]; the stream starts anew."""
+        missing = self.stft.frames(self._taken) * self.stft.hop - self._taken if self._taken else 0
+        rest = self._taken - self._given
+        out = self._advance(np.zeros((self.channels, missing), np.float32))[:, :rest]
+        self.reset()
+        return out
+
+    def _advance(self, block: np.ndarray) -> np.ndarray:
+        hop = self.stft.hop
+        self._waiting = np.concatenate([self._waiting, block], axis=1)
+        count = self._waiting.shape[1] // hop
+        hops = self._waiting[:, : count * hop].reshape(self.channels, count, hop).swapaxes(0, 1)
+        self._waiting = self._waiting[:, count * hop :]
+        out, at = [np.zeros((self.channels, 0), np.float32)], 0
+        while at < count:
+            size = 64 if count - at >= 64 else 1  # two compiled sizes serve every block
+            self._state, blocks = _hops(self._graph, self._weights, self._state, hops[at : at + size])
+            out.append(np.asarray(blocks).swapaxes(0, 1).reshape(self.channels, -1))
+            at += size
+        done = np.concatenate(out, axis=1)
+        skip = min(self._ahead, done.shape[1])  # the first samples out stand before the first one in
+        self._ahead -= skip
+        self._given += done.shape[1] - skip
+        return done[:, skip:]
+
+
+@partial(jax.jit, static_argnums=0)  # compiled once for all streams of equal enhancers
+def _hops(graph, weights, state: tuple, blocks: Array) -> tuple[tuple, Array]:
+    """Some hops: blocks [n, B, hop] in and out."""
+    return jax.lax.scan(nnx.merge(graph, weights).hop, state, blocks)
+
+
+def _product(x: Array, w: Array) -> Array:
+    return (x.reshape(-1, w.shape[0]) @ w).reshape(*x.shape[:-1], w.shape[1])

@@ -1,0 +1,224 @@
+"""One time step of each cell, written once as a pure function of named points.
+
+A step sees the two matrix products already done: zx = x W + b and zh = h U (+ b), each [..., gates * m]. The rest is
+elementwise. `Core` joins a step with the structures of W and U and an arithmetic; the Flax shells (`rnnc.cells`,
+`rnnc.linen`) and the unroller (`rnnc.unroll`) are thin over it. Gate order: i,f,g,o in LSTM and r,z,n in GRU.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.typing import DTypeLike
+
+from rnnc.arith import Arithmetic, Float
+from rnnc.structure import Dense, Initializer, Structure
+
+Array = jax.Array
+Carry = Any  # an array [..., m], or a tuple of them
+Params = dict[str, Any]
+
+
+def lstm(A: Arithmetic, carry: tuple[Array, Array], zx: Array, zh: Array, scalars: Params) -> tuple[Array, Array]:
+    """Long short-term memory: c' = f c + i g, h' = o tanh(c').
+
+    Args:
+      carry: (c, h), each [..., m].
+      zx, zh: [..., 4 m], gates i, f, g, o.
+      scalars: none.
+
+    Source: Hochreiter and Schmidhuber 1997 with forget gate; gate order and bias as Flax's LSTM cells have them.
+    """
+    c, _ = carry
+    i, f, g, o = jnp.split(A.add("z", zx, zh), 4, axis=-1)
+    i, f, o, g = A.sigmoid("i", i), A.sigmoid("f", f), A.sigmoid("o", o), A.tanh("g", g)
+    c = A.add("c", A.mul("fc", f, c), A.mul("ig", i, g))
+    return c, A.mul("h", o, A.tanh("tc", c))
+
+
+def gru(A: Arithmetic, carry: Array, zx: Array, zh: Array, scalars: Params) -> Array:
+    """Gated recurrent unit: n = tanh(xn + r hn), h' = (1 - z) n + z h.
+
+    Args:
+      carry: h [..., m].
+      zx, zh: [..., 3 m], gates r, z, n.
+      scalars: none.
+
+    Source: Cho et al. 2014, reset after the recurrent product, as Flax's GRU cells have it.
+    """
+    xr, xz, xn = jnp.split(zx, 3, axis=-1)
+    hr, hz, hn = jnp.split(zh, 3, axis=-1)
+    r = A.sigmoid("r", A.add("r.in", xr, hr))
+    z = A.sigmoid("z", A.add("z.in", xz, hz))
+    n = A.tanh("n", A.add("n.in", xn, A.mul("rh", r, hn)))
+    return A.add("h", A.mul("zn", A.complement("1-z", z), n), A.mul("zh", z, carry))
+
+
+def fastrnn(A: Arithmetic, carry: Array, zx: Array, zh: Array, scalars: Params) -> Array:
+    """FastRNN: h~ = tanh(zx + zh), h' = sigmoid(beta) h + sigmoid(alpha) h~.
+
+    Args:
+      carry: h [..., m].
+      zx, zh: [..., m].
+      scalars: alpha and beta, each [1]; they start at -3 and 3.
+
+    Source: Kusupati et al. 2018 (FastGRNN), equations as in its reference code.
+    """
+    candidate = A.tanh("n", A.add("n.in", zx, zh))
+    beta, alpha = (
+        jnp.broadcast_to(A.sigmoid(name, scalars[name]), candidate.shape).astype(carry.dtype)
+        for name in ("beta", "alpha")
+    )
+    return A.add("h", A.mul("bh", beta, carry), A.mul("an", alpha, candidate))
+
+
+def per_gate(initializer: Initializer, gates: int) -> Initializer:
+    """Draw each gate's matrix by itself and stack them: [n, m] times `gates` -> [n, gates m]."""
+
+    def init(key: Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> Array:
+        one = (shape[0], shape[1] // gates)
+        return jnp.concatenate([initializer(k, one, dtype) for k in jax.random.split(key, gates)], axis=-1)
+
+    return init
+
+
+class Step(NamedTuple):
+    """A step function and what a caller must know about it.
+
+    Args:
+      name: the name in configurations and tables.
+      pointwise: (arithmetic, carry, zx, zh, scalars) -> carry.
+      gates: how many times m the products are wide.
+      state: how many arrays the carry holds; the last is h, the output.
+      bias: width of the bias on the input product, in m.
+      recurrent_bias: width of the bias on the recurrent product, in m; narrower than `gates`: for the last gates.
+      scalars: trainable scalars and their initial values.
+      elementwise: multiplications, additions and activations of `pointwise`, per unit; the biases come on top.
+      kernel_init, recurrent_init, bias_init: how W, U and the biases are drawn, gate by gate.
+    """
+
+    name: str
+    pointwise: Callable[..., Carry]
+    gates: int
+    state: int
+    bias: int
+    recurrent_bias: int
+    scalars: tuple[tuple[str, float], ...]
+    elementwise: int
+    kernel_init: Initializer = initializers.lecun_normal()
+    recurrent_init: Initializer = initializers.orthogonal()
+    bias_init: Initializer = initializers.zeros
+
+
+LSTM = Step("lstm", lstm, gates=4, state=2, bias=0, recurrent_bias=4, scalars=(), elementwise=13)
+GRU = Step("gru", gru, gates=3, state=1, bias=3, recurrent_bias=0, scalars=(), elementwise=11)
+FASTRNN = Step(
+    "fastrnn",
+    fastrnn,
+    gates=1,
+    state=1,
+    bias=1,
+    recurrent_bias=0,
+    scalars=(("alpha", -3.0), ("beta", 3.0)),
+    elementwise=5,
+    kernel_init=initializers.normal(0.1),
+    recurrent_init=initializers.normal(0.1),
+    bias_init=initializers.ones,
+)
+STEPS = {step.name: step for step in (LSTM, GRU, FASTRNN)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Core:
+    """A step with the structures of its two matrices and an arithmetic: one cell, without its numbers.
+
+    carry' = step(carry, x W + b, h U + b'), for x [..., n] and h [..., m].
+
+    Args:
+      step: one of `STEPS`.
+      kernel: structure of W, [n, gates m].
+      recurrent: structure of U, [m, gates m].
+      arith: what the operations mean.
+
+    >>> core = Core(step=GRU)
+    >>> params = core.init(jax.random.key(0), 3, 8)
+    >>> core(params, core.carry((2,), 8), jnp.ones((2, 3))).shape
+    (2, 8)
+    """
+
+    step: Step
+    kernel: Structure = Dense()
+    recurrent: Structure = Dense()
+    arith: Arithmetic = Float()
+
+    def init(
+        self,
+        key: Array,
+        n: int,
+        m: int,
+        *,
+        kernel_init: Initializer | None = None,
+        recurrent_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        dtype: DTypeLike = jnp.float32,
+    ) -> Params:
+        """Draw the parameters of a cell with n inputs and m units; an initializer of None is the step's own."""
+        step = self.step
+        keys = jax.random.split(key, 4)
+        matrices = (
+            ("kernel", self.kernel, n, kernel_init or step.kernel_init),
+            ("recurrent", self.recurrent, m, recurrent_init or step.recurrent_init),
+        )
+        params: Params = {
+            name: structure.init(k, (rows, step.gates * m), per_gate(init, step.gates), dtype)
+            for k, (name, structure, rows, init) in zip(keys, matrices)
+        }
+        for k, (name, width) in zip(keys[2:], (("bias", step.bias), ("recurrent_bias", step.recurrent_bias))):
+            if width:
+                params[name] = (bias_init or step.bias_init)(k, (width * m,), dtype)
+        for name, value in step.scalars:
+            params[name] = jnp.full((1,), value, dtype)
+        return params
+
+    def carry(self, batch: tuple[int, ...], m: int, dtype: DTypeLike = jnp.float32) -> Carry:
+        """The state of silence: zeros [*batch, m], two of them for an LSTM."""
+        zeros = jnp.zeros((*batch, m), dtype)
+        return zeros if self.step.state == 1 else (zeros,) * self.step.state
+
+    def input_product(self, params: Params, x: Array) -> Array:
+        """zx = x W + b: [..., n] -> [..., gates m]."""
+        z = self.kernel.apply(self.arith, "gx", params["kernel"], x)
+        return z if "bias" not in params else self.arith.add("gx", z, _like(params["bias"], z))
+
+    def recurrent_product(self, params: Params, h: Array) -> Array:
+        """zh = h U + b': [..., m] -> [..., gates m]."""
+        z = self.recurrent.apply(self.arith, "gh", params["recurrent"], h)
+        if "recurrent_bias" not in params:
+            return z
+        return self.arith.add("gh", z, _like(params["recurrent_bias"], z))
+
+    def scalars(self, params: Params) -> Params:
+        """The trainable scalars among the parameters."""
+        return {name: params[name] for name, _ in self.step.scalars}
+
+    def pointwise(self, carry: Carry, zx: Array, zh: Array, scalars: Params) -> Carry:
+        """The elementwise part of the step."""
+        return self.step.pointwise(self.arith, carry, zx, zh, scalars)
+
+    def output(self, carry: Carry) -> Array:
+        """h [..., m], what the next layer sees."""
+        return carry[-1] if self.step.state > 1 else carry
+
+    def __call__(self, params: Params, carry: Carry, x: Array) -> Carry:
+        """One whole step: x [..., n] and a carry of [..., m] -> the next carry."""
+        zx, zh = self.input_product(params, x), self.recurrent_product(params, self.output(carry))
+        return self.pointwise(carry, zx, zh, self.scalars(params))
+
+
+def _like(bias: Array, z: Array) -> Array:
+    """Give the bias the axes of z; one that is narrower than z belongs to the last gates."""
+    bias = jnp.pad(bias, (z.shape[-1] - bias.shape[0], 0)) if bias.shape[0] < z.shape[-1] else bias
+    return bias.astype(z.dtype).reshape((1,) * (z.ndim - 1) + (-1,))
