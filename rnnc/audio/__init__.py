@@ -1,0 +1,1 @@
+"""Sound: files, spectra, mixtures, metrics. Knows no model."""
