@@ -1,0 +1,1 @@
+"""Runnable recipes: the only place that knows everything."""

@@ -1,0 +1,68 @@
+"""Progress on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_EVERY_S = 10.0
+
+
+class Reporter:
+    """Says what a recipe is doing: bars on a terminal, a line every ten seconds elsewhere.
+
+    Use it as a context manager; `say` prints a line, `progress` moves the bar of a task.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        self._bars = Progress(
+            *columns,
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._live = self._console.is_terminal
+        self._tasks: dict[str, Any] = {}
+        self._spoke: dict[str, float] = {}
+
+    def __enter__(self) -> "Reporter":
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self._console.print(text, markup=False)
+        sys.stdout.flush()
+
+    def progress(self, task: str, done: int, of: int, note: str = "") -> None:
+        """Move the bar of `task` to `done` of `of`, with a note beside it."""
+        if self._live:
+            if task not in self._tasks:
+                self._tasks[task] = self._bars.add_task(task, total=of, note=note)
+            self._bars.update(self._tasks[task], completed=done, total=of, note=note)
+            if done >= of:
+                self._bars.remove_task(self._tasks.pop(task))
+        elif done >= of or time.monotonic() - self._spoke.get(task, 0.0) >= PLAIN_EVERY_S:
+            self._spoke[task] = time.monotonic()
+            self.say(f"{task}: {done}/{of} {note}".rstrip())
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03.
+
+    >>> duration(3723), duration(123)
+    ('1:02:03', '2:03')
+    """
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"

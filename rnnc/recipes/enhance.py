@@ -1,0 +1,306 @@
+"""Train a speech denoiser, score it, listen to it: `python -m rnnc.recipes.enhance [train|eval|denoise|report]`.
+
+Bare, it does the whole job on a corpus that it makes on the spot: training, scoring, report.
+"""
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from rnnc import config as configs
+from rnnc import container
+from rnnc.audio import data, io, metrics
+from rnnc.audio.data import Data, Sources
+from rnnc.audio.io import Pair
+from rnnc.audio.mix import Mix
+from rnnc.config import ConfigError
+from rnnc.model import Enhancer, Model
+from rnnc.recipes import machine, report
+from rnnc.recipes.console import Reporter, duration
+from rnnc.recipes.denoise import denoise
+from rnnc.recipes.evaluate import evaluate, size
+from rnnc.recipes.run import Run, commit, save_model
+from rnnc.train import loop
+from rnnc.train.loop import Train
+from rnnc.train.loss import Loss
+
+STAGES = ("train", "eval", "denoise", "report")
+RECIPES = (Path(__file__).parent / "toml", Path(__file__).parents[2] / "recipes")  # in a wheel, in a checkout
+MODELS = (Path(__file__).parent / "models",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enhance:
+    """Everything that decides a run. The defaults do the whole job in a few minutes on two cores.
+
+    Args:
+      seed: of the weights, the corpus, the splits and the mixtures.
+      data, mix, model, loss, train: see there.
+    """
+
+    seed: int = 0
+    data: Data = Data()
+    mix: Mix = Mix()
+    model: Model = Model()
+    loss: Loss = Loss()
+    train: Train = Train()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed: is {self.seed}, must be 0 to {2**31 - 1}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    try:
+        with Reporter() as reporter:
+            _dispatch(args, argv, reporter)
+    except (ConfigError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except loop.Interrupted as stop:
+        print(
+            f"stopped after step {stop.args[0]}; the same command with --resume goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _dispatch(args: argparse.Namespace, argv: Sequence[str] | None, reporter: Reporter) -> None:
+    words = list(sys.argv[1:] if argv is None else argv)
+    run = Run(args.out)
+    model = _model(args.model) if args.model else run.model
+    if args.stage == "denoise":
+        return denoise(args.paths, model, reporter)
+    if args.paths:
+        raise ConfigError(f"{args.stage or 'enhance'}: does not take {args.paths[0]!r}; stages are {', '.join(STAGES)}")
+    if args.stage == "report":
+        return _report(run, reporter)
+    config = _config(args, run)
+    if args.stage == "eval":
+        evaluate(run, model, partial(_pairs, config, reporter), _about(config, words), reporter)
+        return _report(run, reporter)
+    sources = train(config, run, args.resume, reporter, _command(words))
+    if args.stage is None:
+        evaluate(run, run.model, lambda rate_hz: sources.test, _about(config, words), reporter)
+    return _report(run, reporter)
+
+
+def _report(run: Run, reporter: Reporter) -> None:
+    reporter.say(f"report: {report.write(run.folder)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rnnc.recipes.enhance",
+        description="Train a recurrent speech denoiser, score it and listen to it. Without a stage: the whole job "
+        "(corpus, training, scoring, report); without folders: on a corpus made on the spot.",
+        epilog="denoise IN OUT: a file or a folder of WAV, FLAC or Ogg files, any rate, any number of channels.",
+    )
+    parser.add_argument("stage", nargs="?", choices=STAGES, help="one stage alone")
+    parser.add_argument("paths", nargs="*", help="denoise: input and output, two files or two folders")
+    parser.add_argument(
+        "--config", metavar="FILE.toml", help="a recipe, or the name of a shipped one (smoke, tinylstm)"
+    )
+    parser.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="override one key")
+    parser.add_argument("--speech", metavar="DIR", action="append", default=[], help="training speech (repeatable)")
+    parser.add_argument("--noise", metavar="DIR", action="append", default=[], help="training noise (repeatable)")
+    parser.add_argument("--rir", metavar="DIR", action="append", default=[], help="room impulse responses (repeatable)")
+    parser.add_argument("--valid", metavar="DIR", help="folder with clean/ and noisy/ to choose the model on")
+    parser.add_argument("--pairs", metavar="DIR", help="folder with clean/ and noisy/ to score the model on")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("runs/enhance"), help="run folder (%(default)s)"
+    )
+    parser.add_argument("--model", metavar="FILE", help="eval, denoise: a model file, or the name of a shipped one")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    return parser
+
+
+def _config(args: argparse.Namespace, run: Run) -> Enhance:
+    """Recipe, then --set, then folders. Without a recipe, `eval` and `--resume` take the run's own configuration."""
+    given = _recipe(args.config) if args.config else None
+    if given is None and (args.stage == "eval" or args.resume) and run.config.exists():
+        given = run.config
+    table = configs.merge(configs.read(given) if given else {}, tuple(args.set))
+    section = table.setdefault("data", {})
+    if isinstance(section, dict):
+        section.update({k: v for k in ("speech", "noise", "rir", "valid", "pairs") if (v := getattr(args, k))})
+    return configs.build(Enhance, table)
+
+
+def _recipe(name: str) -> Path:
+    return _shipped("--config", name, ".toml", RECIPES)
+
+
+def _model(name: str) -> Path:
+    return _shipped("--model", name, ".rnnc", MODELS)
+
+
+def _shipped(option: str, name: str, suffix: str, folders: tuple[Path, ...]) -> Path:
+    """A path as given, else the shipped file of that name."""
+    if Path(name).exists():
+        return Path(name)
+    found = [path for folder in folders if (path := folder / (Path(name).name.removesuffix(suffix) + suffix)).exists()]
+    if not found:
+        names = sorted({path.stem for folder in folders for path in folder.glob("*" + suffix)})
+        raise ConfigError(f"{option} {name}: no such file; shipped ones are {', '.join(names)}")
+    return found[0]
+
+
+def _command(words: list[str]) -> str:
+    return shlex.join(["python", "-m", "rnnc.recipes.enhance", *words])
+
+
+def _about(config: Enhance, words: list[str]) -> dict[str, str]:
+    """What the scores are of."""
+    return {"pairs": config.data.pairs or "mixed", "command": _command(words)}
+
+
+def _pairs(config: Enhance, reporter: Reporter, rate_hz: int) -> list[Pair]:
+    """The pairs to score on: a folder's, or the ones held out in training."""
+    if config.data.pairs:
+        return io.pairs(config.data.pairs, rate_hz)
+    return data.open_sources(config.data, config.mix, rate_hz, config.seed, reporter.progress).test
+
+
+def train(config: Enhance, run: Run, resume: bool, reporter: Reporter, command: str) -> Sources:
+    """Train the configured model; the best one on the validation pairs becomes `run.model`."""
+    machine.prepare(config.train.batch, config.train.devices)
+    _open(config, run, resume)
+    sources = data.open_sources(config.data, config.mix, config.model.rate_hz, config.seed, reporter.progress)
+    _say_sources(sources, reporter)
+    graph, state = nnx.split(Enhancer(config.model, rngs=nnx.Rngs(config.seed)), nnx.Param)
+    frames = config.model.stft.frames(round(config.mix.seconds * config.model.rate_hz))
+    origin = {
+        "commit": commit(),
+        "config_sha256": configs.digest(config),
+        "command": command,
+        "seed": config.seed,
+    }
+
+    def loss(params: Any, noisy: jax.Array, clean: jax.Array) -> jax.Array:
+        return config.loss(nnx.merge(graph, params)(noisy), clean)
+
+    before = 0.0  # seconds that calls before this one trained
+
+    def observe(event: dict[str, Any]) -> None:
+        nonlocal before
+        if event.get("event") == "start":
+            run.rewind(event["step"])
+            before = run.seconds()
+        if "items_per_s" in event:
+            speed = event.pop("items_per_s") * frames
+            event = {**event, "frames_per_s": speed, "seconds": event["seconds"] + before}
+        run.append(event)
+        _say_event(event, config.train, reporter)
+
+    result = loop.fit(
+        config.train,
+        params=nnx.to_pure_dict(state),
+        loss=loss,
+        batch=lambda step: sources.train.batch(step, config.train.batch),
+        validate=_validator(config, graph, sources.valid),
+        score="si_sdr_db",
+        keep=lambda params, step: save_model(run.model, config.model, params, {**origin, "step": step}),
+        observe=observe,
+        folder=run.checkpoints,
+        resume=resume,
+    )
+    seconds = before + result["seconds"]
+    speed = result["steps"] * config.train.batch * frames / seconds
+    numbers = {"steps": result["steps"], "best_step": result["best_step"], "seconds": seconds, "frames_per_s": speed}
+    skipped = [{"path": path, "reason": reason} for path, reason in sources.skipped]
+    run.update(**origin, model=size(config.model), train=numbers, skipped=skipped)
+    reporter.say(
+        f"trained {result['steps']} steps in {duration(seconds)}, {speed:,.0f} frames/s; "
+        f"best at step {result['best_step']}: {result['best_score']:.2f} dB SI-SDR on validation"
+    )
+    return sources
+
+
+def _open(config: Enhance, run: Run, resume: bool) -> None:
+    """Make the run folder; a run that is already there is only touched by --resume with the same configuration."""
+    text = configs.dump(config)
+    if resume and run.config.exists():
+        before = configs.load(Enhance, run.config)
+        if configs.digest(before) != configs.digest(config):
+            raise ConfigError(f"{run.config}: differs from the configuration given; --resume needs the same one")
+    elif run.checkpoints.exists():
+        raise ConfigError(f"{run.folder}: holds a run; add --resume to go on with it, or choose another --out")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    container.replace(run.config, text)
+
+
+def _validator(config: Enhance, graph: Any, pairs: list[Pair]):
+    """params -> loss and SI-SDR over the pairs, which are padded to one length and enhanced together."""
+    longest = max(len(pair.clean) for pair in pairs)
+    noisy, clean = (
+        np.stack([np.pad(getattr(pair, side), (0, longest - len(pair.clean))) for pair in pairs])
+        for side in ("noisy", "clean")
+    )
+
+    @jax.jit
+    def enhance(params: Any, noisy: jax.Array, clean: jax.Array) -> tuple[jax.Array, jax.Array]:
+        enhanced = nnx.merge(graph, params)(noisy)
+        return enhanced, config.loss(enhanced, clean)
+
+    def mean_db(signals: np.ndarray) -> float:
+        lengths = [len(pair.clean) for pair in pairs]
+        scores = [metrics.si_sdr_db(c[:n], y[:n]) for c, y, n in zip(clean, signals, lengths)]
+        defined = [s for s in scores if not isinstance(s, metrics.Undefined)]
+        return float(np.mean(defined)) if defined else float("-inf")
+
+    before = mean_db(noisy)
+
+    def validate(params: Any) -> dict[str, float]:
+        enhanced, loss = enhance(params, noisy, clean)
+        return {"loss": float(loss), "si_sdr_db": mean_db(np.asarray(enhanced)), "noisy_si_sdr_db": before}
+
+    return validate
+
+
+def _say_sources(sources: Sources, reporter: Reporter) -> None:
+    speech, noise, train = sources.minutes["speech"], sources.minutes["noise"], sources.train
+    reporter.say(
+        f"training on {speech:.1f} min of speech ({len(train.speech.groups)} speakers), {noise:.1f} min of noise, "
+        f"{len(train.rooms)} rooms; {len(sources.valid)} pairs to choose, {len(sources.test)} to score"
+    )
+    for path, reason in sources.skipped[:5]:
+        reporter.say(f"skipped {path}: {reason}")
+    if len(sources.skipped) > 5:
+        reporter.say(f"skipped {len(sources.skipped)} files in all")
+
+
+def _say_event(event: dict[str, Any], config: Train, reporter: Reporter) -> None:
+    if "loss" in event:
+        left = (config.steps - event["step"]) * event["seconds"] / max(event["step"], 1)
+        note = f"loss {event['loss']:.4f}  {event['frames_per_s']:,.0f} frames/s  {duration(left)} left"
+        reporter.progress("training", event["step"], config.steps, note)
+    elif "valid" in event:
+        valid = event["valid"]
+        gain = valid["si_sdr_db"] - valid["noisy_si_sdr_db"]
+        mark = "  best" if event["best"] else ""
+        reporter.say(f"step {event['step']}: validation SI-SDR {valid['si_sdr_db']:.2f} dB ({gain:+.2f}){mark}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
