@@ -385,7 +385,7 @@ def test_the_checkpoint_of_another_model(copy, params, message):
         _fit(copy, resume=True, params={**params, "deep": {"b": np.zeros((), np.float32)}})
 
 
-def test_a_file_system_that_takes_no_more(tmp_path, copy):
+def test_a_file_system_that_takes_no_more(copy, capfd):
     """The kernel itself refuses writes beyond 64 KiB; the earlier checkpoints stay, later a save succeeds."""
     before, limits = _newest(copy), resource.getrlimit(resource.RLIMIT_FSIZE)
     state = {"w": np.random.default_rng(0).standard_normal(100_000).astype(np.float32)}
@@ -395,7 +395,7 @@ def test_a_file_system_that_takes_no_more(tmp_path, copy):
             checkpoint.save(copy, 70, state)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert checkpoint.steps(copy) == [50, 60]
+    assert checkpoint.steps(copy) == [50, 60] and capfd.readouterr().err == ""
     _identical(_newest(copy), before)
     checkpoint.save(copy, 70, state)
     assert sorted(p.name for p in copy.iterdir()) == ["step_00000060", "step_00000070"]

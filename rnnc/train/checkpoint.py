@@ -7,6 +7,7 @@ flat table of arrays: every leaf of the state by its path.
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import orbax.checkpoint as ocp
 
 T = TypeVar("T")
 FORMAT = 1
+OVERHEAD_BYTES = 1 << 20  # orbax's own files beside the arrays; 20 to 60 KB are usual
 KEEP = 2  # the newest, and the one before in case the newest cannot be read
 log = logging.getLogger("rnnc")
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
@@ -39,6 +41,7 @@ def save(folder: Path, step: int, state: Any) -> None:
         _sweep(folder)
         if (folder / _name(step)).exists():
             _discard(folder / _name(step))
+        _reserve(folder, sum(leaf.nbytes for leaf in table.values()))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder / _name(step), table)
         for old in steps(folder)[:-KEEP]:
@@ -116,6 +119,15 @@ def _discard(path: Path) -> None:
     trash = path.with_name(f"trash-{path.name}-{os.getpid()}")
     path.rename(trash)
     shutil.rmtree(trash, ignore_errors=True)
+
+
+def _reserve(folder: Path, size: int) -> None:
+    """Find out whether the disk takes `size` bytes (and what orbax adds) before orbax begins: when a write fails
+    under it, its background threads print tracebacks of their own.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(size + OVERHEAD_BYTES))
+        file.flush()
 
 
 def _sweep(folder: Path) -> None:
