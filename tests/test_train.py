@@ -395,7 +395,8 @@ def test_a_file_system_that_takes_no_more(copy, capfd):
             checkpoint.save(copy, 70, state)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert checkpoint.steps(copy) == [50, 60] and capfd.readouterr().err == ""
+    assert checkpoint.steps(copy) == [50, 60]
+    assert capfd.readouterr().err == ""
     _identical(_newest(copy), before)
     checkpoint.save(copy, 70, state)
     assert sorted(p.name for p in copy.iterdir()) == ["step_00000060", "step_00000070"]

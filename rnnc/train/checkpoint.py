@@ -122,9 +122,7 @@ def _discard(path: Path) -> None:
 
 
 def _reserve(folder: Path, size: int) -> None:
-    """Find out whether the disk takes `size` bytes (and what orbax adds) before orbax begins: when a write fails
-    under it, its background threads print tracebacks of their own.
-    """
+    """Find out whether the disk takes `size` bytes before orbax begins: its threads print tracebacks when it fails."""
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(size + OVERHEAD_BYTES))
         file.flush()
