@@ -4,7 +4,8 @@
 they run in `nnx.RNN`, `nnx.Bidirectional`, `nnx.jit` and `nnx.bridge`. `RNN` has `nnx.RNN`'s signature and results.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
 
 import jax
@@ -15,8 +16,9 @@ from jax.typing import DTypeLike
 
 from rnnc import steps
 from rnnc.arith import Arithmetic, Float
+from rnnc.skip import GATE_INIT, SkipCarry, SkipCore, first_carry, unroll_skip
 from rnnc.steps import Carry, Core, Params, Step
-from rnnc.structure import Dense, Initializer, Structure
+from rnnc.structure import Dense, Initializer, Joint, Structure
 from rnnc.unroll import unroll
 
 Array = jax.Array
@@ -29,7 +31,7 @@ class Cell(nnx.RNNCellBase):
       in_features: n, the width of x.
       hidden_features: m, the width of the state and of the output.
       kernel: structure of the input matrix [n, gates m].
-      recurrent: structure of the recurrent matrix [m, gates m].
+      recurrent: structure of the recurrent matrix [m, gates m]; `Joint()`: `kernel` is that of both, [n + m, gates m].
       kernel_init, recurrent_kernel_init, bias_init: `jax.nn.initializers`, applied gate by gate; None: the cell's own.
       arith: arithmetic; None: floating point in `dtype`.
       dtype: type of the matrix products (None: that of the operands).
@@ -45,7 +47,7 @@ class Cell(nnx.RNNCellBase):
         hidden_features: int,
         *,
         kernel: Structure = Dense(),
-        recurrent: Structure = Dense(),
+        recurrent: Structure | Joint = Dense(),
         kernel_init: Initializer | None = None,
         recurrent_kernel_init: Initializer | None = None,
         bias_init: Initializer | None = None,
@@ -83,7 +85,8 @@ class Cell(nnx.RNNCellBase):
         step = self.core.step
         names = [name for name, width in (("bias", step.bias), ("recurrent_bias", step.recurrent_bias)) if width]
         names += [name for name, _ in step.scalars]
-        matrices = {side: {k: p[...] for k, p in getattr(self, side).items()} for side in ("kernel", "recurrent")}
+        sides = ("kernel",) if isinstance(self.core.recurrent, Joint) else ("kernel", "recurrent")
+        matrices = {side: {k: p[...] for k, p in getattr(self, side).items()} for side in sides}
         return {**matrices, **{name: getattr(self, name)[...] for name in names}}
 
     def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
@@ -199,13 +202,93 @@ class FastRNNCell(Cell):
 CELLS = {cell.step.name: cell for cell in (LSTMCell, GRUCell, FastRNNCell)}
 
 
+class Skip(nnx.RNNCellBase):
+    """Lets a stack of cells sleep: one gate decides on which frames all of them are updated; else all is held.
+
+    The equations are those of `rnnc.skip.SkipCore`; the output is h of the top cell. The carry is a
+    `rnnc.skip.SkipCarry`; `rnnc.skip.updates` of it is the number of frames that were not skipped, which a loss can
+    charge for, and `rnnc.skip.frames_to_skip` tells for how long the stack will sleep.
+
+    Args:
+      cells: a cell of this module, or several, the lowest first.
+      longest: most frames in a row that are skipped, 1 to 2048.
+      kernel_init: how the gate's weights [m, 1] are drawn; its bias starts at 1, so that few frames are skipped.
+      rngs: source of the gate's weights (stream `params`).
+
+    >>> from rnnc.skip import updates
+    >>> rngs = nnx.Rngs(0)
+    >>> rnn = RNN(Skip([LSTMCell(3, 8, rngs=rngs), LSTMCell(8, 4, rngs=rngs)], rngs=rngs), return_carry=True)
+    >>> carry, y = rnn(jnp.ones((2, 5, 3)))
+    >>> y.shape, updates(carry).shape
+    ((2, 5, 4), (2,))
+
+    Source: Skip RNN, section 1.5 of our survey; see `rnnc.skip.SkipCore` for where we differ.
+    """
+
+    def __init__(
+        self,
+        cells: Cell | Sequence[Cell],
+        *,
+        longest: int = 512,
+        kernel_init: Initializer = GATE_INIT,
+        rngs: nnx.Rngs,
+    ):
+        stack = [cells] if isinstance(cells, nnx.Module) else list(cells)
+        for cell in stack:
+            if not isinstance(cell, Cell):
+                raise TypeError(f"Skip: cells hold a {type(cell).__name__}, must be cells of rnnc.cells")
+        self.core = SkipCore(cores=tuple(cell.core for cell in stack), longest=longest)
+        for lower, upper in itertools.pairwise(stack):
+            if lower.hidden_features != upper.in_features:
+                raise ValueError(
+                    f"Skip: a cell of {upper.in_features} inputs follows one of {lower.hidden_features} units"
+                )
+        self.cells = nnx.List(stack)
+        self.in_features = stack[0].in_features
+        self.hidden_features = stack[-1].hidden_features
+        self.param_dtype = stack[0].param_dtype
+        gate = self.core.init_gate(rngs.params(), self.hidden_features, kernel_init, stack[-1].param_dtype)
+        self.gate = nnx.Dict({name: nnx.Param(value) for name, value in gate.items()})
+
+    def set_weights(self, params: Params) -> None:
+        """Replace all parameters by a tree as `weights` returns it."""
+        for cell, weights in zip(self.cells, params["cells"], strict=True):
+            cell.set_weights(weights)
+        self.gate = nnx.Dict({name: nnx.Param(value) for name, value in params["gate"].items()})
+
+    def weights(self) -> Params:
+        """The parameters as a plain tree of arrays: cells, a list, and gate."""
+        gate = {name: value[...] for name, value in self.gate.items()}
+        return {"cells": [cell.weights() for cell in self.cells], "gate": gate}
+
+    def __call__(self, carry: SkipCarry, inputs: Array) -> tuple[SkipCarry, Array]:
+        """One step: inputs [..., n] -> the next carry and the output [..., m]."""
+        _width("Skip", inputs, self.in_features)
+        carry = self.core(self.weights(), carry, inputs)
+        return carry, self.core.output(carry)
+
+    def initialize_carry(
+        self,
+        input_shape: tuple[int, ...],
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        carry_init: Initializer | None = None,
+    ) -> SkipCarry:
+        """The initial carry for inputs of `input_shape` = (*batch, n): those of the cells, about to update."""
+        return first_carry(tuple(cell.initialize_carry(input_shape, rngs, carry_init) for cell in self.cells))
+
+    @property
+    def num_feature_axes(self) -> int:
+        """One: the last axis."""
+        return 1
+
+
 class RNN(nnx.Module):
     """`nnx.RNN` for the cells of this module, with a faster forward and backward pass.
 
     y_t, c_t = cell(c_{t-1}, x_t) for t = 1 .. T
 
     Same arguments and same results as `nnx.RNN`: inputs are [*batch, T, n], or [T, *batch, n] with `time_major`.
-    The cell is not called step by step: `rnnc.unroll` runs its core (see there for rounding).
+    The cell is not called step by step: `rnnc.unroll` or `rnnc.skip` runs its core (see there for rounding).
 
     Args:
       cell: a cell of this module.
@@ -223,7 +306,7 @@ class RNN(nnx.Module):
 
     def __init__(
         self,
-        cell: Cell,
+        cell: Cell | Skip,
         *,
         time_major: bool = False,
         return_carry: bool = False,
@@ -232,7 +315,7 @@ class RNN(nnx.Module):
         unroll: int = 1,
         rngs: nnx.Rngs | nnx.RngStream | bool = True,
     ):
-        if not isinstance(cell, Cell):
+        if not isinstance(cell, Cell | Skip):
             raise TypeError(f"rnnc.cells.RNN: cell is {type(cell).__name__}; only rnnc.cells run here, use nnx.RNN")
         if unroll != 1:
             raise ValueError(f"rnnc.cells.RNN: unroll is {unroll}, must be 1")
@@ -258,7 +341,7 @@ class RNN(nnx.Module):
 
         Args:
           inputs: [*batch, T, n] or, time-major, [T, *batch, n]; any number of batch axes.
-          initial_carry: arrays [*batch, m]; None: zeros.
+          initial_carry: as `cell.initialize_carry` makes it, arrays [*batch, ...]; None: that.
           seq_lengths: [*batch] integers in 1 .. T; the carry returned is that of each sequence's last step.
 
         Returns:
@@ -286,18 +369,18 @@ class RNN(nnx.Module):
     def _run(self, xs: Array, carry: Carry | None, seq_lengths: Array | None) -> tuple[Carry, Array]:
         """xs [T, *batch, n] -> last carry, outputs [T, *batch, m]; all batch axes are one inside."""
         batch = xs.shape[1:-1]
-        core, m = self.cell.core, self.cell.hidden_features
+        core, run = self.cell.core, unroll_skip if isinstance(self.cell, Skip) else unroll
         if carry is None:
-            carry = core.carry(batch, m, self.cell.param_dtype)
-        carry = jax.tree.map(lambda a: jnp.broadcast_to(a, (*batch, m)).reshape(-1, m), carry)
+            carry = self.cell.initialize_carry((*batch, xs.shape[-1]))
+        carry = jax.tree.map(lambda a: jnp.broadcast_to(a, (*batch, a.shape[-1])).reshape(-1, a.shape[-1]), carry)
         flat = xs.reshape(xs.shape[0], -1, xs.shape[-1])
-        carry, ys = cast(tuple[Any, Any], unroll(core, seq_lengths is not None, self.cell.weights(), carry, flat))
+        carry, ys = cast(tuple[Any, Any], run(core, seq_lengths is not None, self.cell.weights(), carry, flat))
         if seq_lengths is not None:
             last = seq_lengths.reshape(-1) - 1
             carry = jax.tree.map(lambda a: a[last, jnp.arange(a.shape[1])], ys)
             ys = core.output(ys)
-        shaped = jax.tree.map(lambda a: a.reshape(*batch, m), carry)
-        return shaped, ys.reshape(*xs.shape[:-1], m)
+        shaped = jax.tree.map(lambda a: a.reshape(*batch, a.shape[-1]), carry)
+        return shaped, ys.reshape(*xs.shape[:-1], ys.shape[-1])
 
 
 def _default(given: bool | None, otherwise: bool) -> bool:
@@ -347,7 +430,6 @@ def _emptied(make: Callable[..., Any], cell: Cell, *, bias_of: str) -> Any:
     dtype = cell.core.arith.dtype if isinstance(cell.core.arith, Float) else None
     theirs = make(cell.in_features, cell.hidden_features, dtype=dtype, param_dtype=cell.param_dtype, rngs=nnx.Rngs(0))
     params, core = cell.weights(), cell.core
-    theirs.dense_i.kernel[...] = core.kernel.dense(params["kernel"])
-    theirs.dense_h.kernel[...] = core.recurrent.dense(params["recurrent"])
+    theirs.dense_i.kernel[...], theirs.dense_h.kernel[...] = core.matrices(params)
     getattr(theirs, bias_of).bias[...] = params["bias"] if "bias" in params else params["recurrent_bias"]
     return theirs

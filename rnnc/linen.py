@@ -4,6 +4,7 @@ They are thin over `rnnc.steps`. The parameters of a cell are kernel, recurrent,
 `rnnc.cells.Cell.weights`.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -13,8 +14,9 @@ from jax.typing import DTypeLike
 
 from rnnc import steps
 from rnnc.arith import Arithmetic, Float
+from rnnc.skip import GATE_INIT, SkipCarry, SkipCore, first_carry
 from rnnc.steps import Carry, Core, Params, Step
-from rnnc.structure import Dense, Initializer, Structure
+from rnnc.structure import Dense, Initializer, Joint, Structure
 
 Array = jax.Array
 
@@ -24,7 +26,7 @@ class Cell(nn.RNNCellBase):
 
     Args:
       features: m, the width of the state and of the output.
-      kernel, recurrent: structures of the input matrix and of the recurrent matrix.
+      kernel, recurrent: structures of the input matrix and of the recurrent one; `Joint()`: `kernel` is that of both.
       kernel_init, recurrent_kernel_init, bias_init: `jax.nn.initializers`, gate by gate; None: the cell's own.
       arith: arithmetic; None: floating point in `dtype`.
       dtype: type of the matrix products (None: that of the operands).
@@ -34,7 +36,7 @@ class Cell(nn.RNNCellBase):
     step: ClassVar[Step]
     features: int
     kernel: Structure = Dense()
-    recurrent: Structure = Dense()
+    recurrent: Structure | Joint = Dense()
     kernel_init: Initializer | None = None
     recurrent_kernel_init: Initializer | None = None
     bias_init: Initializer | None = None
@@ -100,8 +102,7 @@ class LSTMCell(Cell):
     def to_flax(self, params: Params) -> Params:
         """The parameters of `nn.OptimizedLSTMCell` (and of `nn.LSTMCell`), from those of this cell."""
         weights, core = params["weights"], self.core
-        w = jnp.split(core.kernel.dense(weights["kernel"]), 4, axis=-1)
-        u = jnp.split(core.recurrent.dense(weights["recurrent"]), 4, axis=-1)
+        w, u = (jnp.split(matrix, 4, axis=-1) for matrix in core.matrices(weights))
         b = jnp.split(weights["recurrent_bias"], 4)
         inputs = {"i" + gate: {"kernel": w[i]} for i, gate in enumerate("ifgo")}
         return {**inputs, **{"h" + gate: {"kernel": u[i], "bias": b[i]} for i, gate in enumerate("ifgo")}}
@@ -131,8 +132,7 @@ class GRUCell(Cell):
     def to_flax(self, params: Params) -> Params:
         """The parameters of `nn.GRUCell`, from those of this cell."""
         weights, core = params["weights"], self.core
-        w = jnp.split(core.kernel.dense(weights["kernel"]), 3, axis=-1)
-        u = jnp.split(core.recurrent.dense(weights["recurrent"]), 3, axis=-1)
+        w, u = (jnp.split(matrix, 3, axis=-1) for matrix in core.matrices(weights))
         b = jnp.split(weights["bias"], 3)
         inputs = {"i" + gate: {"kernel": w[i], "bias": b[i]} for i, gate in enumerate("rzn")}
         hidden: dict[str, Any] = {"h" + gate: {"kernel": u[i]} for i, gate in enumerate("rzn")}
@@ -149,6 +149,50 @@ class FastRNNCell(Cell):
     """
 
     step = steps.FASTRNN
+
+
+class Skip(nn.RNNCellBase):
+    """Lets a stack of cells sleep: one gate decides on which frames all of them are updated; see `rnnc.cells.Skip`.
+
+    Args:
+      cells: cells of this module, the lowest first.
+      longest: most frames in a row that are skipped, 1 to 2048.
+      kernel_init: how the gate's weights [m, 1] are drawn.
+      param_dtype: type of the gate's weights.
+
+    >>> x = jnp.ones((2, 5, 3))
+    >>> rnn = nn.RNN(Skip([GRUCell(8), GRUCell(4)]), return_carry=True)
+    >>> carry, y = rnn.apply(rnn.init(jax.random.key(0), x), x)
+    >>> y.shape, carry.updates.shape
+    ((2, 5, 4), (2, 1))
+    """
+
+    cells: Sequence[Cell]
+    longest: int = 512
+    kernel_init: Initializer = GATE_INIT
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, carry: SkipCarry, inputs: Array) -> tuple[SkipCarry, Array]:
+        """One step: inputs [..., n] -> the next carry and the output [..., m]."""
+        core = SkipCore(cores=tuple(cell.core for cell in self.cells), longest=self.longest)
+        states, x = [], inputs
+        for cell, held in zip(self.cells, carry.cells, strict=True):
+            state, x = cell(held, x)
+            states.append(state)
+        gate = self.param("gate", lambda key: core.init_gate(key, x.shape[-1], self.kernel_init, self.param_dtype))
+        carry = core.combine(carry, tuple(states), core.gate(gate, core.memory(states)))
+        return carry, core.output(carry)
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> SkipCarry:
+        """The initial carries of the cells, about to update; `rng` is not used."""
+        return first_carry(tuple(cell.initialize_carry(rng, input_shape) for cell in self.cells))
+
+    @property
+    def num_feature_axes(self) -> int:
+        """One: the last axis."""
+        return 1
 
 
 def _stack(gates: list[Params]) -> Params:

@@ -1,7 +1,7 @@
 """The denoiser: features -> recurrent layers -> mask over mel bands -> gains -> audio, in batches and in streams."""
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -12,7 +12,9 @@ from flax import nnx
 
 from rnnc import cells
 from rnnc.audio.stft import Bands, Stft
-from rnnc.structure import Dense
+from rnnc.skip import SkipCarry, frames_to_skip, updates
+from rnnc.steps import Core
+from rnnc.structure import Dense, Hybrid, Joint, Kron, LowRank
 
 Array = jax.Array
 FLOOR = 1e-10  # added to squared magnitudes, so that their powers have finite slopes
@@ -30,9 +32,10 @@ class Model:
       feature_mean, feature_spread: what the result is centred by and divided by, so that speech at -26 dBFS has about
         zero mean and unit spread.
       cell: kind of the recurrent layers.
-      layers, units: their number and width.
+      units: width of each of them, the lowest first.
       hidden: width of the rectified layer before the mask.
       kernel, recurrent: structures of the recurrent layers' matrices.
+      skip: one gate lets the recurrent layers sleep; the mask is held with them.
 
     Source: TinyLSTMs (Fedorov et al. 2020), section 1.1 of our survey; outermost gains held, see `Bands`.
     """
@@ -44,22 +47,33 @@ class Model:
     feature_mean: float = 0.6
     feature_spread: float = 0.35
     cell: Literal["lstm", "gru", "fastrnn"] = "lstm"
-    layers: int = 2
-    units: int = 256
+    units: tuple[int, ...] = (256, 256)
     hidden: int = 128
-    kernel: Dense = field(default=Dense())
-    recurrent: Dense = field(default=Dense())
+    kernel: Dense | LowRank | Kron | Hybrid = Dense()
+    recurrent: Dense | LowRank | Kron | Hybrid | Joint = Dense()
+    skip: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("rate_hz", "layers", "units", "hidden"):
+        for name in ("rate_hz", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: is {getattr(self, name)}, must be 1 or more")
+        if not self.units or min(self.units) < 1:
+            raise ValueError(f"units: is {list(self.units)}, must be a list of numbers from 1, one per layer")
         if not 0.05 <= self.power <= 1.0:
             raise ValueError(f"power: is {self.power}, must be 0.05 to 1")
         if not self.feature_spread > 0:
             raise ValueError(f"feature_spread: is {self.feature_spread}, must be above 0")
         if self.bands.high_hz > self.rate_hz / 2:
             raise ValueError(f"bands.high_hz: is {self.bands.high_hz}, must be at most {self.rate_hz / 2}")
+        for core, n, m in self.cores():
+            for _, structure, shape in core.sides(n, m):
+                structure.cost(shape, core.step.gates)  # one that does not fit the sizes says so
+
+    def cores(self) -> list[tuple[Core, int, int]]:
+        """Each recurrent layer's cell, its inputs and its units, the lowest first."""
+        step = cells.CELLS[self.cell].step
+        core = Core(step=step, kernel=self.kernel, recurrent=self.recurrent)
+        return [(core, n, m) for n, m in itertools.pairwise((self.bands.count, *self.units))]
 
 
 class Enhancer(nnx.Module):
@@ -72,7 +86,7 @@ class Enhancer(nnx.Module):
       model: sizes.
       rngs: source of the initial weights.
 
-    >>> enhancer = Enhancer(Model(units=8, hidden=8, layers=1), rngs=nnx.Rngs(0))
+    >>> enhancer = Enhancer(Model(units=(8,), hidden=8), rngs=nnx.Rngs(0))
     >>> enhancer(jnp.zeros((2, 1000))).shape
     (2, 1000)
     """
@@ -80,16 +94,10 @@ class Enhancer(nnx.Module):
     def __init__(self, model: Model, *, rngs: nnx.Rngs):
         self.model = model
         make = cells.CELLS[model.cell]
-        widths = [model.bands.count] + [model.units] * model.layers
-        self.layers = nnx.List(
-            cells.RNN(
-                make(n, m, kernel=model.kernel, recurrent=model.recurrent, rngs=rngs),
-                time_major=True,
-                return_carry=True,
-            )
-            for n, m in itertools.pairwise(widths)
-        )
-        self.dense = nnx.Linear(model.units, model.hidden, rngs=rngs)
+        stack = [make(n, m, kernel=model.kernel, recurrent=model.recurrent, rngs=rngs) for _, n, m in model.cores()]
+        alone = [cells.Skip(stack, rngs=rngs)] if model.skip else stack
+        self.layers = nnx.List(cells.RNN(cell, time_major=True, return_carry=True) for cell in alone)
+        self.dense = nnx.Linear(model.units[-1], model.hidden, rngs=rngs)
         self.mask = nnx.Linear(model.hidden, model.bands.count, rngs=rngs)
 
     def features(self, spectra: Array) -> Array:
@@ -111,12 +119,16 @@ class Enhancer(nnx.Module):
 
     def __call__(self, noisy: Array) -> Array:
         """Noisy signals [..., n] at `model.rate_hz` -> enhanced signals [..., n]."""
+        return self.run(noisy)[0]
+
+    def run(self, noisy: Array) -> tuple[Array, Array]:
+        """Noisy signals [..., n] -> enhanced signals [..., n], and the mean share of frames that were not skipped."""
         stft = self.model.stft
         spectra = stft.analyse(noisy.reshape(-1, noisy.shape[-1]))
-        _, gains = self.gains(jnp.swapaxes(self.features(spectra), 0, 1))
-        return stft.synthesise(spectra * jnp.swapaxes(gains, 0, 1).astype(spectra.dtype), noisy.shape[-1]).reshape(
-            noisy.shape
-        )
+        carry, gains = self.gains(jnp.swapaxes(self.features(spectra), 0, 1))
+        rate = jnp.mean(updates(carry[0])) / spectra.shape[1] if self.model.skip else jnp.ones(())
+        enhanced = stft.synthesise(spectra * jnp.swapaxes(gains, 0, 1).astype(spectra.dtype), noisy.shape[-1])
+        return enhanced.reshape(noisy.shape), rate
 
     def silence(self, batch: int) -> tuple:
         """The state of a stream of `batch` channels before its first sample."""
@@ -145,7 +157,7 @@ class Stream:
       enhancer: the denoiser.
       channels: signals enhanced side by side.
 
-    >>> stream = Enhancer(Model(units=8, hidden=8, layers=1), rngs=nnx.Rngs(0)).stream()
+    >>> stream = Enhancer(Model(units=(8,), hidden=8), rngs=nnx.Rngs(0)).stream()
     >>> out = [stream.push(np.zeros((1, 700))), stream.flush()]
     >>> [x.shape[1] for x in out], stream.latency_samples
     ([256, 444], 511)
@@ -163,8 +175,25 @@ class Stream:
         """window - 1: a sample's last frame must be complete."""
         return self.stft.window - 1
 
+    @property
+    def updates(self) -> np.ndarray:
+        """How many frames since the last reset were not skipped, [channels]; all, where the model never skips."""
+        skipping = self._skipping()
+        return np.full(self.channels, float(self.frames)) if skipping is None else np.asarray(updates(skipping))
+
+    @property
+    def frames_to_skip(self) -> np.ndarray:
+        """How many of the coming frames will be skipped, [channels]: for so long, the network may sleep."""
+        skipping = self._skipping()
+        return np.zeros(self.channels, np.int32) if skipping is None else np.asarray(frames_to_skip(skipping))
+
+    def _skipping(self) -> SkipCarry | None:
+        first = self._state[1][0]
+        return first if isinstance(first, SkipCarry) else None
+
     def reset(self) -> None:
         """Forget everything heard."""
+        self.frames = 0
         self._state = self._silence
         self._waiting = np.zeros((self.channels, 0), np.float32)
         self._taken = self._given = 0
@@ -200,6 +229,7 @@ class Stream:
             self._state, blocks = _hops(self._graph, self._weights, self._state, hops[at : at + size])
             out.append(np.asarray(blocks).swapaxes(0, 1).reshape(self.channels, -1))
             at += size
+        self.frames += count
         done = np.concatenate(out, axis=1)
         skip = min(self._ahead, done.shape[1])  # the first samples out stand before the first one in
         self._ahead -= skip

@@ -15,7 +15,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from rnnc.arith import Arithmetic, Float
-from rnnc.structure import Dense, Initializer, Structure
+from rnnc.structure import Dense, Initializer, Joint, Structure
 
 Array = jax.Array
 Carry = Any  # an array [..., m], or a tuple of them
@@ -75,16 +75,6 @@ def fastrnn(A: Arithmetic, carry: Array, zx: Array, zh: Array, scalars: Params) 
     return A.add("h", A.mul("bh", beta, carry), A.mul("an", alpha, candidate))
 
 
-def per_gate(initializer: Initializer, gates: int) -> Initializer:
-    """Draw each gate's matrix by itself and stack them: [n, m] times `gates` -> [n, gates m]."""
-
-    def init(key: Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> Array:
-        one = (shape[0], shape[1] // gates)
-        return jnp.concatenate([initializer(k, one, dtype) for k in jax.random.split(key, gates)], axis=-1)
-
-    return init
-
-
 class Step(NamedTuple):
     """A step function and what a caller must know about it.
 
@@ -97,6 +87,7 @@ class Step(NamedTuple):
       recurrent_bias: width of the bias on the recurrent product, in m; narrower than `gates`: for the last gates.
       scalars: trainable scalars and their initial values.
       elementwise: multiplications, additions and activations of `pointwise`, per unit; the biases come on top.
+      additive: whether zx and zh only ever meet in their sum, so that one product of [x; h] can make it.
       kernel_init, recurrent_init, bias_init: how W, U and the biases are drawn, gate by gate.
     """
 
@@ -108,13 +99,14 @@ class Step(NamedTuple):
     recurrent_bias: int
     scalars: tuple[tuple[str, float], ...]
     elementwise: int
+    additive: bool
     kernel_init: Initializer = initializers.lecun_normal()
     recurrent_init: Initializer = initializers.orthogonal()
     bias_init: Initializer = initializers.zeros
 
 
-LSTM = Step("lstm", lstm, gates=4, state=2, bias=0, recurrent_bias=4, scalars=(), elementwise=13)
-GRU = Step("gru", gru, gates=3, state=1, bias=3, recurrent_bias=0, scalars=(), elementwise=11)
+LSTM = Step("lstm", lstm, gates=4, state=2, bias=0, recurrent_bias=4, scalars=(), elementwise=13, additive=True)
+GRU = Step("gru", gru, gates=3, state=1, bias=3, recurrent_bias=0, scalars=(), elementwise=11, additive=False)
 FASTRNN = Step(
     "fastrnn",
     fastrnn,
@@ -124,6 +116,7 @@ FASTRNN = Step(
     recurrent_bias=0,
     scalars=(("alpha", -3.0), ("beta", 3.0)),
     elementwise=5,
+    additive=True,
     kernel_init=initializers.normal(0.1),
     recurrent_init=initializers.normal(0.1),
     bias_init=initializers.ones,
@@ -139,8 +132,8 @@ class Core:
 
     Args:
       step: one of `STEPS`.
-      kernel: structure of W, [n, gates m].
-      recurrent: structure of U, [m, gates m].
+      kernel: structure of W, [n, gates m]; with a `Joint` recurrent matrix of [W; U], [n + m, gates m].
+      recurrent: structure of U, [m, gates m], or `Joint()`.
       arith: what the operations mean.
 
     >>> core = Core(step=GRU)
@@ -151,7 +144,7 @@ class Core:
 
     step: Step
     kernel: Structure = Dense()
-    recurrent: Structure = Dense()
+    recurrent: Structure | Joint = Dense()
     arith: Arithmetic = Float()
 
     def init(
@@ -166,15 +159,11 @@ class Core:
         dtype: DTypeLike = jnp.float32,
     ) -> Params:
         """Draw the parameters of a cell with n inputs and m units; an initializer of None is the step's own."""
-        step = self.step
-        keys = jax.random.split(key, 4)
-        matrices = (
-            ("kernel", self.kernel, n, kernel_init or step.kernel_init),
-            ("recurrent", self.recurrent, m, recurrent_init or step.recurrent_init),
-        )
+        step, keys = self.step, jax.random.split(key, 4)
+        inits = {"kernel": kernel_init or step.kernel_init, "recurrent": recurrent_init or step.recurrent_init}
         params: Params = {
-            name: structure.init(k, (rows, step.gates * m), per_gate(init, step.gates), dtype)
-            for k, (name, structure, rows, init) in zip(keys, matrices)
+            side: structure.init(k, shape, inits[side], dtype, step.gates)
+            for k, (side, structure, shape) in zip(keys, self.sides(n, m))
         }
         for k, (name, width) in zip(keys[2:], (("bias", step.bias), ("recurrent_bias", step.recurrent_bias))):
             if width:
@@ -183,22 +172,53 @@ class Core:
             params[name] = jnp.full((1,), value, dtype)
         return params
 
+    def sides(self, n: int, m: int) -> list[tuple[str, Structure, tuple[int, int]]]:
+        """Name, structure and shape of each matrix of a cell with n inputs and m units."""
+        width = self.step.gates * m
+        if isinstance(self.recurrent, Joint):
+            return [("kernel", self.kernel, (n + m, width))]
+        return [("kernel", self.kernel, (n, width)), ("recurrent", self.recurrent, (m, width))]
+
     def carry(self, batch: tuple[int, ...], m: int, dtype: DTypeLike = jnp.float32) -> Carry:
         """The state of silence: zeros [*batch, m], two of them for an LSTM."""
         zeros = jnp.zeros((*batch, m), dtype)
         return zeros if self.step.state == 1 else (zeros,) * self.step.state
 
     def input_product(self, params: Params, x: Array) -> Array:
-        """zx = x W + b: [..., n] -> [..., gates m]."""
-        z = self.kernel.apply(self.arith, "gx", params["kernel"], x)
-        return z if "bias" not in params else self.arith.add("gx", z, _like(params["bias"], z))
+        """zx = x W + b: [..., n] -> [..., gates m]; of a joint matrix, [x; 0] W + b."""
+        if isinstance(self.recurrent, Joint):
+            x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, self._rows(params) - x.shape[-1])])
+        return self._biased("bias", params, "gx", self.kernel.apply(self.arith, "gx", params["kernel"], x))
 
     def recurrent_product(self, params: Params, h: Array) -> Array:
-        """zh = h U + b': [..., m] -> [..., gates m]."""
-        z = self.recurrent.apply(self.arith, "gh", params["recurrent"], h)
-        if "recurrent_bias" not in params:
-            return z
-        return self.arith.add("gh", z, _like(params["recurrent_bias"], z))
+        """zh = h U + b': [..., m] -> [..., gates m]; of a joint matrix, [0; h] W + b'."""
+        if isinstance(self.recurrent, Joint):
+            h = jnp.pad(h, [(0, 0)] * (h.ndim - 1) + [(self._rows(params) - h.shape[-1], 0)])
+            z = self.kernel.apply(self.arith, "gh", params["kernel"], h)
+        else:
+            z = self.recurrent.apply(self.arith, "gh", params["recurrent"], h)
+        return self._biased("recurrent_bias", params, "gh", z)
+
+    def recurrent_adjoint(self, params: Params) -> Callable[[Array], Array]:
+        """The function dzh [..., gates m] -> dh [..., m]; what does not depend on dzh is computed once, here."""
+        if not isinstance(self.recurrent, Joint):
+            return self.recurrent.adjoint(params["recurrent"])
+        whole, m = self.kernel.adjoint(params["kernel"]), self.kernel.shape(params["kernel"])[1] // self.step.gates
+        return lambda dz: whole(dz)[..., -m:]
+
+    def matrices(self, params: Params) -> tuple[Array, Array]:
+        """W [n, gates m] and U [m, gates m], written out."""
+        w = self.kernel.dense(params["kernel"])
+        if not isinstance(self.recurrent, Joint):
+            return w, self.recurrent.dense(params["recurrent"])
+        m = w.shape[1] // self.step.gates
+        return w[:-m], w[-m:]
+
+    def _rows(self, params: Params) -> int:
+        return self.kernel.shape(params["kernel"])[0]
+
+    def _biased(self, name: str, params: Params, point: str, z: Array) -> Array:
+        return z if name not in params else self.arith.add(point, z, _like(params[name], z))
 
     def scalars(self, params: Params) -> Params:
         """The trainable scalars among the parameters."""
@@ -213,8 +233,17 @@ class Core:
         return carry[-1] if self.step.state > 1 else carry
 
     def __call__(self, params: Params, carry: Carry, x: Array) -> Carry:
-        """One whole step: x [..., n] and a carry of [..., m] -> the next carry."""
-        zx, zh = self.input_product(params, x), self.recurrent_product(params, self.output(carry))
+        """One whole step: x [..., n] and a carry of [..., m] -> the next carry.
+
+        A joint matrix is applied once where the step allows it (`Step.additive`), else to [x; 0] and to [0; h].
+        """
+        h = self.output(carry)
+        if isinstance(self.recurrent, Joint) and self.step.additive:
+            both = jnp.concatenate([x, h.astype(x.dtype)], axis=-1)
+            zx = self._biased("bias", params, "gx", self.kernel.apply(self.arith, "gx", params["kernel"], both))
+            zh = self._biased("recurrent_bias", params, "gh", jnp.zeros_like(zx))
+        else:
+            zx, zh = self.input_product(params, x), self.recurrent_product(params, h)
         return self.pointwise(carry, zx, zh, self.scalars(params))
 
 

@@ -73,7 +73,7 @@ def _forward(core: Core, every_carry: bool, params: Params, carry: Carry, xs: Ar
 def _backward(core: Core, every_carry: bool, kept, cotangents):
     params, carry, xs, before, saved = kept
     d_last, d_ys = cotangents
-    adjoint = core.recurrent.adjoint(params["recurrent"])
+    adjoint = core.recurrent_adjoint(params)
     to_carry = jax.vjp(core.output, carry)[1]
     shared = False
 

@@ -15,7 +15,7 @@ from rnnc.steps import STEPS
 
 
 def _models(name):
-    return Model(cell=name), Model(cell=name, layers=3, units=7, hidden=11)
+    return Model(cell=name), Model(cell=name, units=(7, 7, 7), hidden=11)
 
 
 def _shapes(model):

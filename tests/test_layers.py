@@ -21,17 +21,24 @@ LAYERS = (
         "base",
     ),
     ("arith", "arith", ""),
-    ("structure", "structure", "arith"),
-    ("steps", "steps unroll", "arith structure"),
+    ("structure", "factors structure", "arith"),
+    ("steps", "steps unroll skip", "arith structure"),
     ("cells", "cells", "arith structure steps"),
     ("linen", "linen", "arith structure steps"),
     ("model", "model cost", "base audio arith structure steps cells linen"),
+    (
+        "compress",
+        "compress compress.factor compress.prune compress.affine compress.groups",
+        "base audio arith structure steps cells linen model",
+    ),
     ("train", "train train.loss train.checkpoint train.loop", "base audio"),
     (
         "recipes",
         "recipes recipes.console recipes.machine recipes.page recipes.rundata recipes.figures recipes.scores"
-        " recipes.report recipes.run recipes.denoise recipes.evaluate recipes.bench recipes.enhance",
-        "root base audio arith structure steps cells linen model train",
+        " recipes.report recipes.run recipes.denoise recipes.evaluate recipes.bench recipes.enhance"
+        " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
+        " recipes.ladder_report recipes.ladder recipes.adding",
+        "root base audio arith structure steps cells linen model compress train",
     ),
 )
 PLACES = {module: row for row, modules, _ in LAYERS for module in modules.split()}

@@ -16,11 +16,11 @@ from rnnc.train import checkpoint
 from rnnc.train.checkpoint import CheckpointError
 
 ROUNDING = 1e-5  # of float32 over a few layers, signals of about unit size
-SMALL = Model(units=12, hidden=16, bands=Bands(count=24))
+SMALL = Model(units=(12, 12), hidden=16, bands=Bands(count=24))
 MODELS = {
     "lstm": SMALL,
-    "gru": dataclasses.replace(SMALL, cell="gru", layers=1),
-    "fastrnn": dataclasses.replace(SMALL, cell="fastrnn", layers=3),
+    "gru": dataclasses.replace(SMALL, cell="gru", units=(12,)),
+    "fastrnn": dataclasses.replace(SMALL, cell="fastrnn", units=(12, 12, 12)),
     "hop of a quarter": dataclasses.replace(SMALL, stft=Stft(window=400, hop=100)),
 }
 
@@ -202,11 +202,11 @@ FOREIGN = {
     "no kind": (lambda a, m: m.pop("kind"), "holds a None"),
     "no model": (lambda a, m: m.pop("model"), r"m\.rnnc: model: is None, must be a section"),
     "unknown key": (lambda a, m: m["model"].update(wings=2), r"m\.rnnc: model\.wings: unknown key"),
-    "other sizes": (lambda a, m: m["model"].update(units=13), r"m\.rnnc: '.*' is float32\[.*\], must be"),
+    "other sizes": (lambda a, m: m["model"].update(units=[13, 13]), r"m\.rnnc: '.*' is float32\[.*\], must be"),
     "no array": (lambda a, m: a.pop("mask.bias"), r"m\.rnnc: holds no 'mask\.bias'"),
     "one array more": (lambda a, m: a.update(x=np.ones(2, np.float32)), r"m\.rnnc: .*'x'"),
-    "huge sizes": (lambda a, m: m["model"].update(units=10**9), r"m\.rnnc: "),
-    "many layers": (lambda a, m: m["model"].update(layers=10**6), r"m\.rnnc: "),
+    "huge sizes": (lambda a, m: m["model"].update(units=[10**9]), r"m\.rnnc: "),
+    "many layers": (lambda a, m: m["model"].update(units=[1] * 10**6), r"m\.rnnc: "),
 }
 
 

@@ -311,9 +311,9 @@ def test_recipes_of_the_readme_are_valid():
         configs.build(Enhance, tomllib.loads(block))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.stem)
-def test_shipped_recipes_are_valid(path):
-    assert configs.load(Enhance, path) != Enhance()
+@pytest.mark.parametrize("name", ["smoke", "tinylstm"])  # those for `enhance`
+def test_shipped_recipes_are_valid(name):
+    assert configs.load(Enhance, ROOT / "recipes" / f"{name}.toml") != Enhance()
 
 
 # --- files from outside ----------------------------------------------------------------------------------------

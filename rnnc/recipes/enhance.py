@@ -7,7 +7,7 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,17 @@ from rnnc.audio import data, io, metrics
 from rnnc.audio.data import Data, Sources
 from rnnc.audio.io import Pair
 from rnnc.audio.mix import Mix
+from rnnc.compress import factor
+from rnnc.compress.affine import Affine
+from rnnc.compress.groups import Groups
+from rnnc.compress.prune import Magnitude, Pruner
 from rnnc.config import ConfigError
 from rnnc.model import Enhancer, Model
 from rnnc.recipes import machine, report
 from rnnc.recipes.console import Reporter, duration
 from rnnc.recipes.denoise import denoise
 from rnnc.recipes.evaluate import evaluate, size
-from rnnc.recipes.run import Run, commit, save_model
+from rnnc.recipes.run import Run, commit, load_model, save_model
 from rnnc.train import loop
 from rnnc.train.loop import Train
 from rnnc.train.loss import Loss
@@ -45,17 +49,23 @@ class Enhance:
 
     Args:
       seed: of the weights, the corpus, the splits and the mixtures.
+      start: a model file, or the name of a shipped one, whose weights the training starts from; structures may differ.
+      prune: how weights are made fewer in training, if at all.
       data, mix, model, loss, train: see there.
     """
 
     seed: int = 0
+    start: str = ""
     data: Data = Data()
     mix: Mix = Mix()
     model: Model = Model()
     loss: Loss = Loss()
     train: Train = Train()
+    prune: Magnitude | Groups | Affine | None = None
 
     def __post_init__(self) -> None:
+        if self.prune is not None and not self.prune.end < self.train.steps:
+            raise ValueError(f"prune.end: is {self.prune.end}, must be below train.steps = {self.train.steps}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed: is {self.seed}, must be 0 to {2**31 - 1}")
 
@@ -63,10 +73,15 @@ class Enhance:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = _parser().parse_args(argv)
+    return status(lambda reporter: _dispatch(args, argv, reporter))
+
+
+def status(work: Callable[[Reporter], None]) -> int:
+    """Do the work of a command line and say on stderr what stopped it; returns the exit status."""
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     try:
         with Reporter() as reporter:
-            _dispatch(args, argv, reporter)
+            work(reporter)
     except (ConfigError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -118,6 +133,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("stage", nargs="?", choices=STAGES, help="one stage alone")
     parser.add_argument("paths", nargs="*", help="denoise: input and output, two files or two folders")
+    options(parser, "runs/enhance")
+    parser.add_argument("--model", metavar="FILE", help="eval, denoise: a model file, or the name of a shipped one")
+    return parser
+
+
+def options(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add what every recipe on sound takes: its configuration, folders of sound, and where the run goes."""
     parser.add_argument(
         "--config", metavar="FILE.toml", help="a recipe, or the name of a shipped one (smoke, tinylstm)"
     )
@@ -127,27 +149,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rir", metavar="DIR", action="append", default=[], help="room impulse responses (repeatable)")
     parser.add_argument("--valid", metavar="DIR", help="folder with clean/ and noisy/ to choose the model on")
     parser.add_argument("--pairs", metavar="DIR", help="folder with clean/ and noisy/ to score the model on")
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("runs/enhance"), help="run folder (%(default)s)"
-    )
-    parser.add_argument("--model", metavar="FILE", help="eval, denoise: a model file, or the name of a shipped one")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path(out), help="run folder (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
-    return parser
 
 
 def _config(args: argparse.Namespace, run: Run) -> Enhance:
     """Recipe, then --set, then folders. Without a recipe, `eval` and `--resume` take the run's own configuration."""
-    given = _recipe(args.config) if args.config else None
+    given = recipe(args.config) if args.config else None
     if given is None and (args.stage == "eval" or args.resume) and run.config.exists():
         given = run.config
-    table = configs.merge(configs.read(given) if given else {}, tuple(args.set))
-    section = table.setdefault("data", {})
+    return configs.build(Enhance, table(args, given))
+
+
+def table(args: argparse.Namespace, given: Path | None) -> dict[str, Any]:
+    """A recipe's table, --set laid over it, then the folders of sound; see `options`."""
+    merged = configs.merge(configs.read(given) if given else {}, tuple(args.set))
+    section = merged.setdefault("data", {})
     if isinstance(section, dict):
         section.update({k: v for k in ("speech", "noise", "rir", "valid", "pairs") if (v := getattr(args, k))})
-    return configs.build(Enhance, table)
+    return merged
 
 
-def _recipe(name: str) -> Path:
+def recipe(name: str) -> Path:
     return _shipped("--config", name, ".toml", RECIPES)
 
 
@@ -182,13 +205,19 @@ def _pairs(config: Enhance, reporter: Reporter, rate_hz: int) -> list[Pair]:
     return data.open_sources(config.data, config.mix, rate_hz, config.seed, reporter.progress).test
 
 
-def train(config: Enhance, run: Run, resume: bool, reporter: Reporter, command: str) -> Sources:
-    """Train the configured model; the best one on the validation pairs becomes `run.model`."""
+def train(
+    config: Enhance, run: Run, resume: bool, reporter: Reporter, command: str, sources: Sources | None = None
+) -> Sources:
+    """Train the configured model; the best one on the validation pairs becomes `run.model`.
+
+    `sources` are the ones of an earlier call with the same `data`, `mix` and rate, if any.
+    """
     machine.prepare(config.train.batch, config.train.devices)
     _open(config, run, resume)
-    sources = data.open_sources(config.data, config.mix, config.model.rate_hz, config.seed, reporter.progress)
-    _say_sources(sources, reporter)
-    graph, state = nnx.split(Enhancer(config.model, rngs=nnx.Rngs(config.seed)), nnx.Param)
+    sources = sources or open_sources(config, reporter)
+    graph, params = _initial(config)
+    pruner = config.prune or Pruner()
+    pruned = [] if isinstance(pruner, Groups) else getattr(pruner, "only", [])
     frames = config.model.stft.frames(round(config.mix.seconds * config.model.rate_hz))
     origin = {
         "commit": commit(),
@@ -197,8 +226,13 @@ def train(config: Enhance, run: Run, resume: bool, reporter: Reporter, command: 
         "seed": config.seed,
     }
 
-    def loss(params: Any, noisy: jax.Array, clean: jax.Array) -> jax.Array:
-        return config.loss(nnx.merge(graph, params)(noisy), clean)
+    def loss(tree: Any, noisy: jax.Array, clean: jax.Array) -> jax.Array:
+        enhanced, rate = nnx.merge(graph, pruner.apply(tree)).run(noisy)
+        return config.loss(enhanced, clean) + config.loss.budget(rate) + pruner.penalty(tree)
+
+    def keep(tree: Any, step: int) -> None:
+        model, params = pruner.finish(tree, config.model)
+        save_model(run.model, model, params, {**origin, "step": step, "pruned": list(pruned)})
 
     before = 0.0  # seconds that calls before this one trained
 
@@ -215,21 +249,23 @@ def train(config: Enhance, run: Run, resume: bool, reporter: Reporter, command: 
 
     result = loop.fit(
         config.train,
-        params=nnx.to_pure_dict(state),
+        params=pruner.attach(params, config.model),
         loss=loss,
         batch=lambda step: sources.train.batch(step, config.train.batch),
-        validate=_validator(config, graph, sources.valid),
+        validate=_validator(config, graph, pruner, sources.valid),
         score="si_sdr_db",
-        keep=lambda params, step: save_model(run.model, config.model, params, {**origin, "step": step}),
+        keep=keep,
         observe=observe,
         folder=run.checkpoints,
         resume=resume,
+        wrap=pruner.wrap,
+        keep_from=pruner.end,
     )
     seconds = before + result["seconds"]
     speed = result["steps"] * config.train.batch * frames / seconds
     numbers = {"steps": result["steps"], "best_step": result["best_step"], "seconds": seconds, "frames_per_s": speed}
     skipped = [{"path": path, "reason": reason} for path, reason in sources.skipped]
-    run.update(**origin, model=size(config.model), train=numbers, skipped=skipped)
+    run.update(**origin, model=size(run.model), train=numbers, skipped=skipped)
     reporter.say(
         f"trained {result['steps']} steps in {duration(seconds)}, {speed:,.0f} frames/s; "
         f"best at step {result['best_step']}: {result['best_score']:.2f} dB SI-SDR on validation"
@@ -250,8 +286,19 @@ def _open(config: Enhance, run: Run, resume: bool) -> None:
     container.replace(run.config, text)
 
 
-def _validator(config: Enhance, graph: Any, pairs: list[Pair]):
-    """params -> loss and SI-SDR over the pairs, which are padded to one length and enhanced together."""
+def _initial(config: Enhance) -> tuple[Any, Any]:
+    """The enhancer's graph, and its parameters: drawn, or those of the model to start from in the new structures."""
+    graph, state = nnx.split(Enhancer(config.model, rngs=nnx.Rngs(config.seed)), nnx.Param)
+    drawn = nnx.to_pure_dict(state)
+    if not config.start:
+        return graph, drawn
+    trained, _ = load_model(_model(config.start))
+    params = nnx.to_pure_dict(nnx.state(trained, nnx.Param))
+    return graph, jax.tree.map(np.asarray, factor.start(params, trained.model, config.model, drawn))
+
+
+def _validator(config: Enhance, graph: Any, pruner: Pruner, pairs: list[Pair]):
+    """The trained tree -> loss, SI-SDR and update rate over the pairs, padded to one length and enhanced together."""
     longest = max(len(pair.clean) for pair in pairs)
     noisy, clean = (
         np.stack([np.pad(getattr(pair, side), (0, longest - len(pair.clean))) for pair in pairs])
@@ -259,9 +306,9 @@ def _validator(config: Enhance, graph: Any, pairs: list[Pair]):
     )
 
     @jax.jit
-    def enhance(params: Any, noisy: jax.Array, clean: jax.Array) -> tuple[jax.Array, jax.Array]:
-        enhanced = nnx.merge(graph, params)(noisy)
-        return enhanced, config.loss(enhanced, clean)
+    def enhance(tree: Any, noisy: jax.Array, clean: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        enhanced, rate = nnx.merge(graph, pruner.apply(tree)).run(noisy)
+        return enhanced, config.loss(enhanced, clean), rate
 
     def mean_db(signals: np.ndarray) -> float:
         lengths = [len(pair.clean) for pair in pairs]
@@ -271,14 +318,17 @@ def _validator(config: Enhance, graph: Any, pairs: list[Pair]):
 
     before = mean_db(noisy)
 
-    def validate(params: Any) -> dict[str, float]:
-        enhanced, loss = enhance(params, noisy, clean)
-        return {"loss": float(loss), "si_sdr_db": mean_db(np.asarray(enhanced)), "noisy_si_sdr_db": before}
+    def validate(tree: Any) -> dict[str, float]:
+        enhanced, loss, rate = enhance(tree, noisy, clean)
+        found = {"loss": float(loss), "si_sdr_db": mean_db(np.asarray(enhanced)), "noisy_si_sdr_db": before}
+        return {**found, "update_rate": float(rate)} if config.model.skip else found
 
     return validate
 
 
-def _say_sources(sources: Sources, reporter: Reporter) -> None:
+def open_sources(config: Enhance, reporter: Reporter) -> Sources:
+    """What a run draws from; says what there is."""
+    sources = data.open_sources(config.data, config.mix, config.model.rate_hz, config.seed, reporter.progress)
     speech, noise, train = sources.minutes["speech"], sources.minutes["noise"], sources.train
     reporter.say(
         f"training on {speech:.1f} min of speech ({len(train.speech.groups)} speakers), {noise:.1f} min of noise, "
@@ -288,6 +338,7 @@ def _say_sources(sources: Sources, reporter: Reporter) -> None:
         reporter.say(f"skipped {path}: {reason}")
     if len(sources.skipped) > 5:
         reporter.say(f"skipped {len(sources.skipped)} files in all")
+    return sources
 
 
 def _say_event(event: dict[str, Any], config: Train, reporter: Reporter) -> None:
@@ -298,7 +349,8 @@ def _say_event(event: dict[str, Any], config: Train, reporter: Reporter) -> None
     elif "valid" in event:
         valid = event["valid"]
         gain = valid["si_sdr_db"] - valid["noisy_si_sdr_db"]
-        mark = "  best" if event["best"] else ""
+        mark = f"  {valid['update_rate']:.0%} of updates" if "update_rate" in valid else ""
+        mark += "  best" if event["best"] else ""
         reporter.say(f"step {event['step']}: validation SI-SDR {valid['si_sdr_db']:.2f} dB ({gain:+.2f}){mark}")
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from rnnc import container, cost
 from rnnc.audio import io, metrics
 from rnnc.audio.io import Pair
-from rnnc.model import Model
 from rnnc.recipes.console import Reporter
 from rnnc.recipes.run import Run, load_model
 
@@ -34,8 +33,11 @@ def evaluate(
     enhancer, meta = load_model(model)
     rate_hz = enhancer.model.rate_hz
     pairs, enhanced, stream = load(rate_hz), [], enhancer.stream()
+    updates = frames = 0.0
     for i, pair in enumerate(pairs):
-        enhanced.append(np.concatenate([stream.push(pair.noisy[None]), stream.flush()], axis=1)[0])
+        first = stream.push(pair.noisy[None])
+        updates, frames = updates + float(stream.updates[0]), frames + stream.frames
+        enhanced.append(np.concatenate([first, stream.flush()], axis=1)[0])
         reporter.progress("enhancing", i + 1, len(pairs))
     versions = {"noisy": [pair.noisy for pair in pairs], "enhanced": enhanced}
     scores = {}
@@ -46,7 +48,7 @@ def evaluate(
     run.folder.mkdir(parents=True, exist_ok=True)
     section = {**_summary(pairs, scores), **origin}
     known = {k: meta[k] for k in ("commit", "config_sha256", "command", "seed") if k in meta}
-    run.update(**{**known, "model": size(enhancer.model), "test": section})
+    run.update(**{**known, "model": size(model, updates / max(frames, 1)), "test": section})
     _examples(run, pairs, enhanced, scores, rate_hz)
     for name in ("noisy", "enhanced", "gain"):
         row = "  ".join(f"{m} {section[name][m]['mean']:.3f}" for m in metrics.METRICS if section[name][m]["n"])
@@ -103,14 +105,15 @@ def _examples(
     container.replace(run.examples / "examples.json", json.dumps(table, indent=2) + "\n")
 
 
-def size(model: Model) -> dict[str, Any]:
-    """Section `model` of result.json."""
-    layers = cost.layers(model)
+def size(file: Path, update_rate: float = 1.0) -> dict[str, Any]:
+    """Section `model` of result.json for a model's file; `update_rate` is the measured share of updates."""
+    arrays, meta = container.read(file)
+    model = load_model(file)[0].model
+    numbers = {name: a.astype(np.float32) for name, a in arrays.items()}
+    layers = cost.layers(model, update_rate)
     return {
-        "name": f"{model.layers} x {model.units} {model.cell}",
-        "parameters": sum(layer.parameters for layer in layers),
-        "bytes": sum(layer.bytes for layer in layers),
-        "macs_per_frame": sum(layer.macs for layer in layers),
+        "name": f"{' + '.join(map(str, model.units))} {model.cell}",
+        **cost.summary(model, numbers, tuple(meta.get("pruned", ())), update_rate),
         "frames_per_second": model.rate_hz / model.stft.hop,
         "layers": [
             {**dataclasses.asdict(layer), "bytes": layer.bytes, "ram_bytes": layer.ram_bytes} for layer in layers

@@ -27,30 +27,37 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 24, 32, 40  # margins of a drawing, px
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One curve. `style` is its CSS class: `train`, `noisy` or `enhanced`."""
+    """One curve. `style` is its CSS class: `train`, `noisy`, `enhanced`, `reference` or `series0` to `series7`."""
 
     style: str
     x: Sequence[float]  # [N]
     y: Sequence[float]  # [N], same length; points that are not finite are left out
     dots: bool = True
+    labels: Sequence[str] = ()  # [N], words beside the points; or none
 
     def points(self) -> list[tuple[float, float]]:
         """Return the finite points [(x, y), ...]."""
         return [(x, y) for x, y in zip(self.x, self.y) if math.isfinite(x) and math.isfinite(y)]
 
+    def named(self) -> list[tuple[tuple[float, float], str]]:
+        """Return the finite points that have a label, with it."""
+        pairs = [((x, y), label) for x, y, label in zip(self.x, self.y, self.labels)]
+        return [(point, label) for point, label in pairs if label and all(math.isfinite(v) for v in point)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Frame:
-    """The rectangle of a plot: maps data to pixels. `log` makes the vertical axis logarithmic."""
+    """The rectangle of a plot: maps data to pixels. `log` makes the vertical axis logarithmic, `log_x` the other."""
 
     x: tuple[float, float]
     y: tuple[float, float]
     width: int
     height: int
     log: bool = False
+    log_x: bool = False
 
     def right(self, x: float) -> float:
-        low, high = self.x
+        low, high, x = (math.log10(v) for v in (*self.x, x)) if self.log_x else (*self.x, x)
         return round(_LEFT + (x - low) / (high - low) * (self.width - _LEFT - _RIGHT), 1)
 
     def down(self, y: float) -> float:
@@ -67,6 +74,7 @@ def plot(
     x_from: float | None = None,
     best: float | None = None,
     width: int = 440,
+    log_x: bool = False,
 ) -> str:
     """Draw curves over a common axis.
 
@@ -79,12 +87,13 @@ def plot(
         x_from: horizontal position that the axis reaches down to, if any.
         best: horizontal position of the vertical mark "best step", if any.
         width: of the drawing, px; the page scales it.
+        log_x: the horizontal axis is logarithmic.
 
     Returns:
         An `<svg>` element.
 
     Raises:
-        ValueError: there is no finite point.
+        ValueError: there is no finite point, or one that a logarithmic axis has no place for.
     """
     points = [point for line in lines for point in line.points()]
     if not points:
@@ -92,10 +101,14 @@ def plot(
     ys = [y for _, y in points]
     log = min(ys) > 0 and max(ys) > 20 * min(ys)
     xs = [x for x, _ in points] + [x for x in (x_from, best) if x is not None]
-    frame = _Frame(x=_span(xs, 0), y=_log_span(ys) if log else _span(ys, 0.06), width=width, height=260, log=log)
+    if log_x and min(xs) <= 0:
+        raise ValueError(f"plot: x is {min(xs)}, must be above 0 on a logarithmic axis")
+    span = _log_span(xs) if log_x else _span(xs, 0)
+    y_span = _log_span(ys) if log else _span(ys, 0.06)
+    frame = _Frame(x=span, y=y_span, width=width, height=260, log=log, log_x=log_x)
     parts = _axes(frame, x_label, y_label + ", logarithmic" * log) + ([] if best is None else _mark(frame, best))
     parts += [part for line in lines for part in _curve(frame, line)]
-    return _svg(parts, frame, alt)
+    return _svg(parts + _labels(frame, lines), frame, alt)
 
 
 def key(style: str, label: str) -> str:
@@ -188,7 +201,8 @@ def _ticks(low: float, high: float, log: bool = False) -> list[float]:
     else:
         candidates = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     slack = 1e-9 * (high - low)
-    return [tick for tick in candidates if low - slack <= tick <= high + slack]
+    inside = [tick for tick in candidates if low - slack <= tick <= high + slack]
+    return _ticks(low, high) if log and len(inside) < 2 else inside
 
 
 def _axes(frame: _Frame, x_label: str, y_label: str) -> list[str]:
@@ -199,7 +213,7 @@ def _axes(frame: _Frame, x_label: str, y_label: str) -> list[str]:
         y = frame.down(tick)
         parts += [element("line", class_="grid", x1=left, y1=y, x2=right, y2=y)]
         parts += [element("text", _tick(tick), x=left - 6, y=y + 4, text_anchor="end")]
-    for tick in _ticks(*frame.x):
+    for tick in _ticks(*frame.x, log=frame.log_x):
         x = frame.right(tick)
         parts += [element("line", class_="axis", x1=x, y1=bottom, x2=x, y2=bottom + 4)]
         parts += [element("text", _tick(tick), x=x, y=bottom + 17, text_anchor="middle")]
@@ -221,6 +235,29 @@ def _curve(frame: _Frame, line: Line) -> list[str]:
     parts = [element("polyline", class_=f"curve {line.style}", points=path)]
     dots = places if line.dots or len(places) == 1 else []
     return parts + [element("circle", class_=line.style, cx=x, cy=y, r=2.6) for x, y in dots]
+
+
+def _labels(frame: _Frame, lines: Sequence[Line]) -> list[str]:
+    """Write the labels beside their points, where they cover the fewest points and labels before them."""
+    named = [((frame.right(x), frame.down(y)), label) for line in lines for (x, y), label in line.named()]
+    taken = [(x - 3, y - 3, x + 3, y + 3) for (x, y), _ in named]
+    parts = []
+    for (x, y), label in named:
+        width = 6.6 * len(label)  # about, at 12 px
+        boxes = [(x + dx - width * left, y + dy - 10, x + dx + width * (1 - left), y + dy) for dx, dy, left in _BESIDE]
+        inside = [box for box in boxes if box[0] >= _LEFT and box[2] <= frame.width and box[1] >= 14] or boxes
+        box = min(inside, key=lambda box: sum(_overlap(box, other) for other in taken))
+        taken.append(box)
+        parts.append(element("text", text(label), x=round(box[0], 1), y=round(box[3] - 1, 1)))
+    return parts
+
+
+_BESIDE = ((-5, -3, 1), (5, 13, 0), (5, -3, 0), (-5, 13, 1), (0, -8, 0.5), (0, 19, 0.5))  # shift, share to the left
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Area that two boxes (left, top, right, bottom) share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _mark(frame: _Frame, step: float) -> list[str]:

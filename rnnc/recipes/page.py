@@ -195,6 +195,11 @@ svg .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 svg .train { stroke: var(--train); stroke-width: 1.3; }
 svg .noisy { stroke: var(--noisy); stroke-dasharray: 5 3; }
 svg .enhanced { stroke: var(--enhanced); }
+svg .reference { stroke: var(--soft); stroke-dasharray: 5 3; }
+svg .series0 { --hue: #3a7fc4; } svg .series1 { --hue: #d1622b; } svg .series2 { --hue: #2f9468; }
+svg .series3 { --hue: #a05fc6; } svg .series4 { --hue: #a87f10; } svg .series5 { --hue: #d14d6b; }
+svg .series6 { --hue: #2596ad; } svg .series7 { --hue: #868b94; }
+svg .curve[class*=series] { stroke: var(--hue); } svg circle[class*=series] { fill: var(--hue); }
 svg circle.noisy { fill: var(--paper); stroke-dasharray: none; } svg circle.enhanced {
   fill: var(--enhanced); }
 svg .best { stroke: var(--best); stroke-dasharray: 2 3; } svg text.best { fill: var(--best); stroke: none; }

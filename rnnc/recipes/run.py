@@ -88,8 +88,8 @@ def load_model(path: Path) -> tuple[Enhancer, dict[str, Any]]:
     if meta.get("kind") != "enhancer":
         raise container.ContainerError(f"{path}: holds a {meta.get('kind')!r}, must be 'enhancer'")
     model = configs.build(Model, meta.get("model"), f"{path}: model")
-    if model.layers > len(arrays):
-        raise container.ContainerError(f"{path}: model.layers is {model.layers}, but it holds {len(arrays)} arrays")
+    if len(model.units) > len(arrays):
+        raise container.ContainerError(f"{path}: model has {len(model.units)} layers, but {len(arrays)} arrays")
     graph, state = nnx.split(nnx.eval_shape(lambda: Enhancer(model, rngs=nnx.Rngs(0))), nnx.Param)
     floats = {name: a.astype(np.float32) for name, a in arrays.items()}
     params = checkpoint.unflatten(floats, nnx.to_pure_dict(state), str(path))

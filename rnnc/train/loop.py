@@ -111,6 +111,8 @@ def fit(
     observe: Callable[[dict[str, Any]], None],
     folder: Path,
     resume: bool,
+    wrap: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda tx: tx,
+    keep_from: int = 0,
 ) -> dict[str, Any]:
     """Train `params` on `loss`, validate, keep the best, and checkpoint after every validation.
 
@@ -125,6 +127,8 @@ def fit(
       observe: called with one plain dict per event: {"step", "loss", ...} or {"step", "valid"}.
       folder: where checkpoints go.
       resume: go on from the newest checkpoint there, if any.
+      wrap: what goes around the optimiser, for instance a way of pruning, whose masks are then part of its state.
+      keep_from: no step before this one can be the best.
 
     Returns:
       {"steps", "best_step", "best_score"} of the run, {"seconds", "items_per_s"} of this call.
@@ -135,7 +139,7 @@ def fit(
     """
     mesh = _mesh(config)
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    optimizer = config.optimizer()
+    optimizer = wrap(config.optimizer())
     state, step = State(params, optimizer.init(params), np.array(-np.inf, np.float32), np.array(0, np.int32)), 0
     if resume and (found := checkpoint.restore(folder, state)):
         step, state = found
@@ -155,7 +159,8 @@ def fit(
                 observe(meter.line(step, report))
             if config.due(step, config.valid_every):
                 valid = validate(jax.device_get(params))
-                if valid[score] > best[0] or not best[0] > -np.inf:  # the first is always kept
+                better = valid[score] > best[0] or not best[0] > -np.inf  # the first is always kept
+                if better and step >= keep_from:
                     best = np.array(valid[score], np.float32), np.array(step, np.int32)
                     keep(jax.device_get(params), step)
                 observe({"step": step, "valid": valid, "best": int(best[1]) == step})

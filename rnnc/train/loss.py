@@ -23,6 +23,8 @@ class Loss:
       complex_weight: w, 0 or more; more favours SDR, less favours the magnitude.
       snr_weight: v, 0 or more; 0: the spectral distance alone.
       snr_limit_db: t = -this in dB: items better than it are left in peace.
+      update_weight: what a skipping model pays for the share of frames that it updates on, 0 or more.
+      update_rate: a share that is free, 0 to 1; 0: every update costs, as in Skip RNN.
       window, hop: of the analysis under the distance, in samples; need not be the model's.
 
     >>> x = jnp.ones((1, 1024))
@@ -38,15 +40,19 @@ class Loss:
     complex_weight: float = 0.3
     snr_weight: float = 0.08
     snr_limit_db: float = 30.0
+    update_weight: float = 0.0
+    update_rate: float = 0.0
     window: int = 512
     hop: int = 256
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.power <= 1.0:
             raise ValueError(f"power: is {self.power}, must be 0.1 to 1")
-        for name in ("complex_weight", "snr_weight"):
+        for name in ("complex_weight", "snr_weight", "update_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: is {getattr(self, name)}, must be 0 or more")
+        if not 0 <= self.update_rate <= 1:
+            raise ValueError(f"update_rate: is {self.update_rate}, must be 0 to 1")
         self.stft  # noqa: B018  checks window and hop
 
     @property
@@ -62,6 +68,13 @@ class Loss:
         phase = jnp.mean(jnp.square(s_real - y_real) + jnp.square(s_imag - y_imag))
         loss = magnitude + self.complex_weight * phase
         return loss - self.snr_weight * self._snr(enhanced, clean) if self.snr_weight else loss
+
+    def budget(self, rate: Array) -> Array:
+        """What a share of updates costs beside the distance: update_weight max(rate - update_rate, 0).
+
+        Source: Skip RNN, section 1.5 of our survey, which charges for every update; the free share is ours.
+        """
+        return self.update_weight * jnp.maximum(rate - self.update_rate, 0.0)
 
     def _snr(self, enhanced: Array, clean: Array) -> Array:
         """Mean over items, in units of 10 dB."""

@@ -1,0 +1,1 @@
+"""Compression: what makes trained weights fewer, as functions and transforms of parameter trees."""
