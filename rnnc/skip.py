@@ -5,10 +5,10 @@ probability of updating; after each update it reads from the top cell's new stat
 update is therefore known as soon as the last one is done, see `frames_to_skip`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -223,7 +223,7 @@ def unroll_skip(
 
 
 def _forward(core: SkipCore, every_carry: bool, params: Params, carry: SkipCarry, xs: Array):
-    recall = None
+    recall: Callable[..., Any] | None = None
 
     def step(carry: SkipCarry, zx: Array):
         nonlocal recall
@@ -253,7 +253,7 @@ def _backward(core: SkipCore, every_carry: bool, kept, cotangents):
     input_adjoints = [cell.kernel.adjoint(w["kernel"]) for cell, w in zip(cells, weights)]
     to_carry, to_top = jax.vjp(core.output, carry)[1], jax.vjp(core.memory, carry.cells)[1]
     to_states = [jax.vjp(cell.output, state)[1] for cell, state in zip(cells, carry.cells)]
-    recall = None
+    recall: Callable[..., Any] | None = None
 
     def step(state, inputs):
         nonlocal recall

@@ -25,8 +25,9 @@ MODELS = (
     dataclasses.replace(SMALL, cell="lstm", units=(6, 8), hidden=5),
     dataclasses.replace(SMALL, cell="gru", units=(9,), hidden=4),
     dataclasses.replace(SMALL, cell="fastrnn", units=(5, 6, 7), hidden=8),
+    dataclasses.replace(SMALL, cell="gru", units=(4, 5), hidden=6, skip=True),
 )
-each_model = pytest.mark.parametrize("model", MODELS, ids=[m.cell for m in MODELS])
+each_model = pytest.mark.parametrize("model", MODELS, ids=["lstm", "gru", "fastrnn", "skip"])
 END = 8
 
 
@@ -248,7 +249,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(pruner, model, tmp_path)
         assert_equal(_run(pruner, *found[1], END + 4 - stop), whole)
 
 
-@pytest.mark.parametrize(("model", "target"), zip(MODELS, (0.2, 0.34, 0.8)), ids=[m.cell for m in MODELS])
+@pytest.mark.parametrize(
+    ("model", "target"), tuple(zip(MODELS, (0.2, 0.34, 0.8, 0.5))), ids=["lstm", "gru", "fastrnn", "skip"]
+)
 def test_a_target_is_met_from_below_by_the_largest_ratios(model, target):
     pruner, params = Groups(target=target, end=END), _params(model)
     tree = {**pruner.attach(params, model), "step": jnp.array(float(END))}
@@ -281,13 +284,6 @@ def test_only_dense_matrices_are_cut():
         Groups().attach(_params(MODELS[0]), model)
     with pytest.raises(ValueError, match=r"model\.kernel is Kron\("):
         cut(model, _params(MODELS[0]), _keep(MODELS[0]))
-
-
-def test_a_gate_reads_the_last_layer():
-    params = {**_params(MODELS[0]), "gate": {"kernel": jnp.arange(8.0)[:, None], "bias": jnp.ones(1)}}
-    assert size(params) - size(params, {"layers.1": 7}) == 4 * (8 + 6 + 1) + 4 * (8 - 1) + 5 + 1
-    _, rest = cut(MODELS[0], params, {"layers.1": jnp.arange(8) != 3})
-    assert np.ravel(rest["gate"]["kernel"]).tolist() == [0, 1, 2, 4, 5, 6, 7]
 
 
 def test_a_parameter_of_unknown_place_is_named():

@@ -136,6 +136,8 @@ def test_rows(climbed, recipe):
     assert [row["bytes"] for row in result["rows"]] == [_bytes(file) for file in files]
     for row in result["rows"]:
         own = json.loads((climbed / row["name"] / "result.json").read_text())
+        for cost_of in ("parameters", "bytes", "macs_per_frame", "update_rate"):
+            assert row[cost_of] == own["model"][cost_of]
         assert {m: row[m] for m in METRICS} == {m: own["test"]["enhanced"][m] for m in METRICS}
         assert _scores(own["test"]["noisy"]) == _scores(result["noisy"]), "all rungs are scored on the same pairs"
     assert result["command"].startswith("python -m rnnc.recipes.ladder --config ")

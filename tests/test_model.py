@@ -12,6 +12,7 @@ from rnnc import config, container
 from rnnc.audio.stft import Bands, Stft
 from rnnc.model import Enhancer, Model
 from rnnc.recipes.run import load_model, save_model
+from rnnc.structure import Joint, Kron, LowRank
 from rnnc.train import checkpoint
 from rnnc.train.checkpoint import CheckpointError
 
@@ -21,12 +22,17 @@ MODELS = {
     "lstm": SMALL,
     "gru": dataclasses.replace(SMALL, cell="gru", units=(12,)),
     "fastrnn": dataclasses.replace(SMALL, cell="fastrnn", units=(12, 12, 12)),
+    "kron": dataclasses.replace(SMALL, kernel=Kron(), recurrent=Joint()),
+    "skip": dataclasses.replace(SMALL, cell="gru", recurrent=LowRank(rank=3), skip=True),
     "hop of a quarter": dataclasses.replace(SMALL, stft=Stft(window=400, hop=100)),
 }
 
 
 def _enhancer(model: Model = SMALL, seed: int = 1) -> Enhancer:
-    return Enhancer(model, rngs=nnx.Rngs(seed))
+    enhancer = Enhancer(model, rngs=nnx.Rngs(seed))
+    if model.skip:
+        enhancer.layers[0].cell.gate["bias"][...] = jnp.full(1, -1.0)  # else a fresh one skips nothing
+    return enhancer
 
 
 _whole = nnx.jit(lambda enhancer, x: enhancer(x))  # a whole batch at once, compiled once for a length
@@ -99,6 +105,26 @@ def test_latency(pair):
     stream.reset()
     late = [int(np.argmax(np.array(given) > n)) - n for n in range(600)]
     assert max(late) == stream.latency_samples
+
+
+def test_a_stream_knows_how_long_it_sleeps(pair):
+    """What it announces comes to pass, frame by frame, and the counts are those of the batch."""
+    enhancer, stream = pair
+    stream.reset()
+    x, hop = _sound(2, 256 * 40), stream.stft.hop
+    asleep = np.zeros(2, int)  # frames still to be skipped, as announced at the last update
+    for at in range(0, 40 * hop, hop):
+        before = stream.updates
+        stream.push(x[:, at : at + hop])
+        updated = stream.updates > before
+        np.testing.assert_array_equal(updated, asleep == 0)
+        asleep = np.where(updated, stream.frames_to_skip, asleep - 1)
+        np.testing.assert_array_equal(asleep, stream.frames_to_skip)
+    assert stream.frames == 40
+    assert (stream.updates < 40).all() == enhancer.model.skip
+    if enhancer.model.skip:
+        _, rate = enhancer.run(x[:, : 40 * hop - (stream.stft.window - hop)])
+        np.testing.assert_allclose(rate, stream.updates.mean() / 40, atol=0.02)  # one frame more or less at the end
 
 
 def test_reset_forgets(pair):

@@ -48,19 +48,12 @@ class Stack(NamedTuple):
         widths = [N, *[M + 2] * (len(self.structures) - 1), M]
         return [(n, m, row.kernel, row.recurrent) for n, m, row in zip(widths, widths[1:], self.structures)]
 
-    def stack(self) -> list[cells.Cell]:
-        """The cells with the weights that they have in `make`."""
-        stack = nnx.eval_shape(self._fresh)
-        for cell, weights in zip(stack, _weights(self)["cells"]):
-            cell.set_weights(weights)
-        return list(stack)
-
-    def _fresh(self) -> list[cells.Cell]:
+    def fresh(self) -> list[cells.Cell]:
         return [self.cell.nnx(n, m, kernel=k, recurrent=r, rngs=nnx.Rngs(0)) for n, m, k, r in self.sizes()]
 
     def make(self, **options) -> cells.Skip:
         """With a gate that moves so much with the state that sleeps of many lengths occur."""
-        cell = nnx.eval_shape(lambda: cells.Skip(self._fresh(), rngs=nnx.Rngs(0), **options))
+        cell = nnx.eval_shape(lambda: cells.Skip(self.fresh(), rngs=nnx.Rngs(0), **options))
         cell.set_weights(_weights(self))
         return cell
 
@@ -68,7 +61,7 @@ class Stack(NamedTuple):
 @functools.cache
 def _weights(stack: Stack):
     """Normal numbers."""
-    leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: cells.Skip(stack._fresh(), rngs=nnx.Rngs(0)).weights()))
+    leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: cells.Skip(stack.fresh(), rngs=nnx.Rngs(0)).weights()))
     params = jax.tree.unflatten(tree, [0.5 * normal(80 + i, *leaf.shape) for i, leaf in enumerate(leaves)])
     return params | {"gate": {"kernel": 4 * normal(7, M, 1), "bias": jnp.array([-2.0])}}
 
@@ -140,17 +133,16 @@ def test_skipping_is_its_equations(stack):
 
 @each_stack(FEW)
 def test_an_open_gate_is_the_bare_stack(stack):
-    x = normal(1, B, T, N)
-    skip = cells.Skip(stack.stack(), rngs=nnx.Rngs(1))
-    params = skip.weights()
-    skip.set_weights(params | {"gate": {"kernel": jnp.zeros((M, 1)), "bias": jnp.full((1,), OPEN)}})
-    carry, found = cells.RNN(skip, return_carry=True)(x)
-    wanted = x
-    for cell in stack.stack():
-        wanted = cells.RNN(cell)(wanted)
+    """Operation by operation, for a compiler may round two programs differently: the same bits."""
+    wanted = x = normal(1, B, 4, N)
+    skip = stack.make()
+    skip.set_weights(skip.weights() | {"gate": {"kernel": jnp.zeros((M, 1)), "bias": jnp.full((1,), OPEN)}})
+    with jax.disable_jit():
+        carry, found = cells.RNN(skip, return_carry=True)(x)
+        for cell in skip.cells:
+            wanted = cells.RNN(cell)(wanted)
     assert_equal(found, wanted)
-    np.testing.assert_array_equal(updates(carry), np.full(B, T, np.float32))
-    assert_equal(skip.weights()["cells"], params["cells"])
+    np.testing.assert_array_equal(updates(carry), np.full(B, 4, np.float32))
 
 
 @each_stack(FEW)
@@ -164,7 +156,7 @@ def test_what_is_skipped_is_held_and_not_seen(stack):
         asleep = np.asarray(frames_to_skip(carry)) > 0
         x = jnp.where(jnp.asarray(asleep)[:, None], jnp.nan, x)
         before, (carry, y) = carry, step(carry, x)
-        np.testing.assert_array_equal(updates(carry), updates(before) + ~asleep)
+        np.testing.assert_array_equal(updates(carry), np.asarray(updates(before)) + ~asleep)
         held, now = (jax.tree.map(lambda a, i=asleep: np.asarray(a)[i], c) for c in (before, carry))
         assert_equal(now.cells, held.cells)
         assert_equal(now.increment, held.increment)

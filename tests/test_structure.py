@@ -139,7 +139,8 @@ sizes = []
 @each_shape
 def test_scratch_is_what_lies_between_two_products(structure, shape):
     sizes.clear()
-    jax.eval_shape(lambda w, x: structure.apply(_Mids(), "gx", w, x), _weights(structure, shape), normal(1, 1, shape[0]))
+    args = _weights(structure, shape), normal(1, 1, shape[0])
+    jax.eval_shape(lambda w, x: structure.apply(_Mids(), "gx", w, x), *args)
     assert structure.cost(shape[:2], shape[2]).scratch == sum(sizes)
 
 

@@ -189,7 +189,7 @@ def check(model: Model) -> None:
 
 def widths(params: Params) -> dict[str, Any]:
     """Units of each recurrent layer and neurons of the rectified layer, by name."""
-    layers = {f"layers.{k}": layer["cell"]["recurrent"]["w"].shape[0] for k, layer in params["layers"].items()}
+    layers = {f"layers.{k}": cell["recurrent"]["w"].shape[0] for k, (_, cell) in enumerate(_stack(params))}
     return {**layers, DENSE: params["dense"]["bias"].shape[0]}
 
 
@@ -201,22 +201,23 @@ def axes(params: Params) -> Axes:
     Raises:
       ValueError: a parameter that is no part of an enhancer with dense matrices.
     """
-    last = len(params["layers"]) - 1
+    stack = _stack(params)
+    last = len(stack) - 1
     table: Axes = {
+        "layers.0.cell.gate.kernel": (f"layers.{last}", None),
+        "layers.0.cell.gate.bias": (None,),
         "dense.kernel": (f"layers.{last}", DENSE),
         "dense.bias": (DENSE,),
         "mask.kernel": (DENSE, None),
         "mask.bias": (None,),
     }
-    for k in range(last + 1):
-        unit, cell = f"layers.{k}", f"layers.{k}.cell"
+    for k, (cell, _) in enumerate(stack):
+        unit = f"layers.{k}"
         table[f"{cell}.kernel.w"] = (f"layers.{k - 1}" if k else None, unit)
         table[f"{cell}.recurrent.w"] = (unit, unit)
         table |= {f"{cell}.{name}": (unit,) for name in ("bias", "recurrent_bias")}
         table |= {f"{cell}.{name}": (None,) for name in ("alpha", "beta")}
     found = named(params)
-    table |= {path: (f"layers.{last}", None) for path in found if path.endswith("gate.kernel")}
-    table |= {path: (None,) for path in found if path.endswith("gate.bias")}
     if unknown := sorted(found.keys() - table.keys()):
         raise ValueError(f"Groups: cannot tell which units {unknown[0]!r} belongs to; can cut {', '.join(table)}")
     return {path: table[path] for path in found}
@@ -304,6 +305,14 @@ def _masks(table: Axes, gates: Table, leaves: Table) -> Table:
             whole = jnp.broadcast_to(along, shape)
             result[path] = result[path] * whole if path in result else whole
     return result
+
+
+def _stack(params: Params) -> list[tuple[str, Params]]:
+    """Path and parameters of each recurrent layer's cell, the lowest first; a gate that skips frames holds them all."""
+    first = params["layers"][0]["cell"]
+    if "gate" in first:
+        return [(f"layers.0.cell.cells.{k}", cell) for k, cell in sorted(first["cells"].items())]
+    return [(f"layers.{k}.cell", layer["cell"]) for k, layer in sorted(params["layers"].items())]
 
 
 def _first(numbers: Array) -> Array:

@@ -26,25 +26,17 @@ def row(run: Run, name: str, start: str) -> dict[str, Any]:
     """What result.json says of a scored rung.
 
     Returns:
-      name and start; parameters, bytes, macs_per_frame (expected, where updates are skipped), update_rate (share of
-      the frames, 1: all); a table with mean, low, high and n per metric; steps and seconds of training (absent for a
-      model that was only scored), commit, config_sha256.
+      name and start; parameters and bytes (of what is kept, index included), macs_per_frame (on average, where updates
+      are skipped), update_rate (measured share of the frames, 1: all); a table with mean, low, high and n per metric;
+      steps and seconds of training (absent for a model that was only scored), commit, config_sha256.
     """
     result = run.results()
     model, train, test = child(result, "model"), child(result, "train"), child(result, "test")
-    sizes = {key: model.get(key) for key in ("parameters", "bytes", "macs_per_frame")}
+    sizes = {key: model.get(key) for key in ("parameters", "bytes", "macs_per_frame", "update_rate")}
     means = {m.key: dict(child(child(test, "enhanced"), m.key)) for m in METRICS}
     spent = {key: train[key] for key in ("steps", "seconds") if key in train}
     origin = {key: result[key] for key in ("commit", "config_sha256") if key in result}
-    return {
-        "name": name,
-        "start": start,
-        **sizes,
-        "update_rate": test.get("update_rate", 1.0),
-        **means,
-        **spent,
-        **origin,
-    }
+    return {"name": name, "start": start, **sizes, **means, **spent, **origin}
 
 
 def write(out: Path, plan: Mapping[str, Any]) -> str:

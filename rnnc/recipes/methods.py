@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import optax
 
+from rnnc import cost
 from rnnc.compress.affine import Affine
 from rnnc.compress.prune import Magnitude, Pruner, named
 from rnnc.cost import COLUMN_BYTES, FLOAT_BYTES, ROW_BYTES, index_bytes
 from rnnc.recipes.classifier import SETTLED, Network, Params, Perceptron, Recurrent
 from rnnc.steps import STEPS, Core, Step
-from rnnc.structure import Cost, Hybrid, Joint, Kron, LowRank, Structure
+from rnnc.structure import Hybrid, Joint, Kron, LowRank, Structure
 
 RECURRENT = ("cell.kernel.w", "cell.recurrent.w")
 ELEMENTWISE = 60  # time of a unit's elementwise work in training, in multiply-accumulates, about
@@ -133,21 +134,10 @@ class _Sizes:
         work = self.frames * self.step.gates * units * (self.inputs + units + ELEMENTWISE)
         return Method(name=name, network=network, macs=macs, work=work)
 
-    def layer(self, network: Network) -> Cost:
-        """Stored numbers and multiply-accumulates per frame of the recurrent layer."""
+    def layer(self, network: Network) -> cost.Layer:
+        """What the recurrent layer costs."""
         assert isinstance(network, Recurrent)
-        core, n, m = network.core, network.inputs, network.units
-        width = self.step.gates * m
-        if isinstance(core.recurrent, Joint):
-            parts = [core.kernel.cost((n + m, width), self.step.gates)]
-            twice = 1 if self.step.additive else 2  # [x; 0] and [0; h]
-        else:
-            parts = [s.cost((k, width), self.step.gates) for s, k in ((core.kernel, n), (core.recurrent, m))]
-            twice = 1
-        return Cost(
-            parameters=sum(part.parameters for part in parts) + self.others(m),
-            macs=twice * sum(part.macs for part in parts),
-        )
+        return cost.cell(self.step.name, network.core, network.inputs, network.units)
 
     def others(self, units: int) -> int:
         """Biases and scalars."""
