@@ -288,7 +288,7 @@ class Hybrid:
     >>> s = Hybrid(rows=2)
     >>> w = s.init(jax.random.key(0), (6, 8), jax.nn.initializers.lecun_normal())
     >>> s.apply(Float(), "y", w, jnp.ones((3, 6))).shape, s.cost((6, 8))
-    ((3, 8), Cost(parameters=24, macs=42, scratch=6))
+    ((3, 8), Cost(parameters=24, macs=36, scratch=4))
 
     Source: HKP, section 2.3 of our survey; the papers keep the top rows of their transposed W.
     """

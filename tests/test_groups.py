@@ -17,7 +17,7 @@ from rnnc.compress import groups
 from rnnc.compress.groups import Groups, cut, masked, norms, size, widths
 from rnnc.compress.prune import named
 from rnnc.model import Enhancer, Model
-from rnnc.structure import Kron
+from rnnc.structure import LowRank
 from rnnc.train import checkpoint
 
 SMALL = Model(stft=Stft(window=64, hop=32), bands=Bands(count=7, low_hz=300.0, high_hz=7000.0))
@@ -279,10 +279,10 @@ def test_the_budget_falls_along_the_ramp(step):
 
 
 def test_only_dense_matrices_are_cut():
-    model = dataclasses.replace(MODELS[0], kernel=Kron())
-    with pytest.raises(ValueError, match=r"model\.kernel is Kron\(.*must be Dense\(\)"):
+    model = dataclasses.replace(MODELS[0], kernel=LowRank(rank=2))
+    with pytest.raises(ValueError, match=r"model\.kernel is LowRank\(.*must be Dense\(\)"):
         Groups().attach(_params(MODELS[0]), model)
-    with pytest.raises(ValueError, match=r"model\.kernel is Kron\("):
+    with pytest.raises(ValueError, match=r"model\.kernel is LowRank\("):
         cut(model, _params(MODELS[0]), _keep(MODELS[0]))
 
 

@@ -148,7 +148,7 @@ def test_an_open_gate_is_the_bare_stack(stack):
 @each_stack(FEW)
 def test_what_is_skipped_is_held_and_not_seen(stack):
     """On a skipped frame neither the states nor the output move, whatever the frame holds."""
-    cell = stack.make()
+    cell = stack.make(longest=5)
     graph, state = nnx.split(cell)
     step = jax.jit(lambda carry, x: nnx.merge(graph, state)(carry, x))
     carry, xs, slept = _drawn(cell, B), normal(1, 40, B, N), 0

@@ -137,7 +137,8 @@ class Groups(Pruner):
         needed = jnp.concatenate([_first(ratio[layer]) for layer in layers])
         owner = np.repeat(np.arange(len(layers)), [ratio[layer].size for layer in layers])
         order = jnp.argsort(jnp.where(needed, jnp.inf, flat), descending=True)
-        counts = jnp.cumsum(jnp.asarray(np.eye(len(layers), dtype=np.int32)[owner])[order], axis=0)
+        one = jnp.asarray(np.eye(len(layers), dtype=np.int32)[owner])[order]
+        _, counts = jax.lax.scan(lambda have, more: (have + more, have + more), jnp.zeros_like(one[0]), one)
         sizes = size(tree["model"], {layer: counts[:, i] for i, layer in enumerate(layers)})
         fit = jnp.sum(sizes.astype(jnp.float32) <= self.budget(tree["model"], tree["step"]))
         rank = jnp.zeros(flat.size, order.dtype).at[order].set(jnp.arange(flat.size, dtype=order.dtype))

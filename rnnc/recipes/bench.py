@@ -1,8 +1,9 @@
-"""Speed, measured side by side: `python -m rnnc.recipes.bench train`.
+"""Speed, measured side by side: `python -m rnnc.recipes.bench train|structures`.
 
 A training step (forward, backward, Adam) of the TinyLSTMs-size model is timed for our cells, `flax.nnx`, `flax.linen`
 and, where it is installed, PyTorch. Every competitor keeps its own process; steps are taken in turn, one process at a
 time, so that all see the same machine. Ratios are of medians, to `linen.RNN(OptimizedLSTMCell)`; lower is faster.
+`structures` does the same for our LSTM with compressed matrices and with skipping; ratios are to the dense one.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ class Entry:
     cell: str
     variant: str
     recipe: bool = False
+    structure: str = "dense"
 
 
 ENTRIES = (
@@ -46,6 +49,11 @@ ENTRIES = (
     Entry(cell="gru", variant="rnnc", recipe=True),
     Entry(cell="fastrnn", variant="rnnc", recipe=True),
 )
+STRUCTURES = tuple(
+    Entry(cell="lstm", variant=f"rnnc, {name}", recipe=True, structure=name)
+    for name in ("dense", "kron stacked", "kron 16x", "low rank 64", "hybrid 25 %", "hybrid 16x", "skip")
+)
+ALL = {"train": (ENTRIES, "ratio_to_linen"), "structures": (STRUCTURES, "ratio_to_dense")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m rnnc.recipes.bench",
         description="Time training steps of our cells, Flax and PyTorch side by side.",
     )
-    parser.add_argument("what", choices=("train",), help="train: time of a training step")
+    parser.add_argument("what", choices=tuple(ALL), help="train: us and others; structures: our own, one to another")
     parser.add_argument(
         "--cores", type=int, nargs="+", help="numbers of cores to measure on (default: 1 and all up to 2)"
     )
@@ -68,19 +76,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: --rounds must be 1 or more, --cores 1 to {len(available)}", file=sys.stderr)
         return 2
     if args.worker is not None:
-        _serve(ENTRIES[args.worker], cores[0])
+        _serve(ALL[args.what][0][args.worker], cores[0])
         return 0
-    rows = [row for count in cores for row in _measure(count, args.rounds)]
+    rows = [row for count in cores for row in _measure(args.what, count, args.rounds)]
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
     return 0
 
 
-def _measure(cores: int, rounds: int) -> list[dict[str, object]]:
-    """Rows of all competitors on so many cores; printed as they are known."""
-    chosen = [e for e in ENTRIES if e.variant != "torch" or importlib.util.find_spec("torch")]
+def _measure(what: str, cores: int, rounds: int) -> list[dict[str, object]]:
+    """Rows of all competitors on so many cores; printed as they are known. The first one is the measure."""
+    entries, ratio = ALL[what]
+    chosen = [e for e in entries if e.variant != "torch" or importlib.util.find_spec("torch")]
     print(f"{cores} core(s): starting {len(chosen)} competitors", flush=True)
-    workers = [_start(ENTRIES.index(entry), cores) for entry in chosen]
+    workers = [_start(what, entries.index(entry), cores) for entry in chosen]
     try:
         for worker in workers:
             _ask(worker)  # compiled and warm
@@ -100,20 +109,20 @@ def _measure(cores: int, rounds: int) -> list[dict[str, object]]:
             "cell": entry.cell,
             "variant": entry.variant,
             "cores": cores,
-            "ratio_to_linen": round(median / medians[0], 3),
+            ratio: round(median / medians[0], 3),
             "frames_per_s": round(BATCH * FRAMES / median),
         }
         rows.append(row)
-        print(f"{entry.cell:8s} {entry.variant:20s} {row['ratio_to_linen']:6.3f} {row['frames_per_s']:9d}  {cores}")
+        print(f"{entry.cell:8s} {entry.variant:20s} {row[ratio]:6.3f} {row['frames_per_s']:9d}  {cores}")
     return rows
 
 
-def _start(index: int, cores: int) -> subprocess.Popen[str]:
+def _start(what: str, index: int, cores: int) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
         "rnnc.recipes.bench",
-        "train",
+        what,
         "--worker",
         str(index),
         "--cores",
@@ -216,13 +225,24 @@ def _nnx(entry: Entry):
     from flax import nnx
 
     from rnnc import cells
+    from rnnc.structure import Dense, Hybrid, Kron, LowRank
 
     rngs = nnx.Rngs(0)
+    structure = {
+        "kron stacked": Kron(stacked=True),
+        "kron 16x": Kron(target_ratio=16.0),
+        "low rank 64": LowRank(rank=64, stacked=True),
+        "hybrid 25 %": Hybrid(rows=LAYERS * UNITS // 2, stacked=True),
+        "hybrid 16x": Hybrid(target_ratio=16.0),
+    }.get(entry.structure, Dense())
     widths = [BANDS] + [UNITS] * LAYERS
     if entry.variant == "nnx":
         layers = [nnx.RNN(nnx.OptimizedLSTMCell(n, m, rngs=rngs), rngs=False) for n, m in itertools.pairwise(widths)]
     else:
-        layers = [cells.RNN(cells.CELLS[entry.cell](n, m, rngs=rngs)) for n, m in itertools.pairwise(widths)]
+        make = partial(cells.CELLS[entry.cell], kernel=structure, recurrent=structure, rngs=rngs)
+        stack = [make(n, m) for n, m in itertools.pairwise(widths)]
+        alone = [cells.Skip(stack, rngs=rngs)] if entry.structure == "skip" else stack
+        layers = [cells.RNN(cell) for cell in alone]
 
     class Masker(nnx.Module):
         def __init__(self) -> None:
@@ -232,7 +252,7 @@ def _nnx(entry: Entry):
 
         def __call__(self, x: Any) -> Any:
             for layer in self.layers:  # the carry is given, since nnx.RNN's own random stream cannot be in a gradient
-                x = layer(x, initial_carry=(jnp.zeros((len(x), UNITS)),) * 2 if entry.cell == "lstm" else None)
+                x = layer(x, initial_carry=(jnp.zeros((len(x), UNITS)),) * 2 if entry.variant == "nnx" else None)
             return jax.nn.sigmoid(self.mask(jax.nn.relu(self.dense(x))))
 
     graph, params, rest = nnx.split(Masker(), nnx.Param, ...)
