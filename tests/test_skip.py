@@ -163,7 +163,7 @@ def test_what_is_skipped_is_held_and_not_seen(stack):
         np.testing.assert_array_equal(np.asarray(y)[asleep], np.asarray(cell.core.output(before))[asleep])
         assert np.isfinite(y).all()
         slept += asleep.sum()
-    assert 20 < slept < 40 * B - 20
+    assert 5 < slept < 40 * B - 20
 
 
 # --- the gate -----------------------------------------------------------------------------------------------------
@@ -377,13 +377,13 @@ def test_a_budget_shuts_the_gate(bare):
 
     value, slope = jax.value_and_grad(count)(carry.increment)
     assert value == 1
-    # u_t moves by t d increment and takes p u with it: each frame's u is a share of all that follow
-    p, d, total = 0.0, 0.0, 0.0
+    # by hand, with slopes dp of p and dd of the increment; u has the slope of p, and the gate gives 0.5 at an update
+    p, dp, d, dd, total = 0.0, 0.0, 0.125, 1.0, 0.0
     for _ in range(5):
-        p, d = p + 0.125, d + 1
-        u = float(p > 0.5)
-        total += d
-        p, d = (1 - u) * p, (1 - u) * d - d * p
+        p, dp = p + d, dp + dd
+        u, total = float(p > 0.5), total + dp
+        d, dd = u * 0.5 + (1 - u) * d, (1 - u) * dd + (0.5 - d) * dp
+        p, dp = (1 - u) * p, (1 - u) * dp - p * dp
     np.testing.assert_allclose(slope, [[total]], rtol=1e-6)
 
 
@@ -394,7 +394,7 @@ def test_a_budget_shuts_the_gate(bare):
 def _trained():
     """A stack after some steps with a budget, and its optimiser."""
     model = cells.RNN(FEW[1].make(), return_carry=True)
-    optimizer = nnx.Optimizer(model, optax.adam(3e-2), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
     x = normal(1, B, T, N)
 
     def loss(model):

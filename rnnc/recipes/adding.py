@@ -48,8 +48,9 @@ class Adding:
       items: rows to choose on; ten times as many to score on.
       train: see there.
 
-    Source: adding task of Skip RNN (Campos et al. 2018), sections 1.5 and 10 of our survey: 110 units, budget 1e-5,
-    clipping at 1. There a batch is 256 and the rate stays at 1e-4; ours is shorter, so the rate is higher and falls.
+    Source: adding task of Skip RNN (Campos et al. 2018), sections 1.5 and 10 of our survey: 110 units, clipping
+    at 1, and a budget of 1e-5, the default here. There a batch is 256 and the rate stays at 1e-4. The shipped recipe is
+    far shorter: its batch is 128, its rate begins at 3e-3 and falls, its budget is 3e-5.
     """
 
     seed: int = 0
@@ -210,7 +211,8 @@ def _scores(predict: Callable[..., tuple[Array, Array]], params: Any, given: Row
     sums, used = predict(params, given.x, given.coins)
     mse = float(np.mean(np.square(np.asarray(sums) - given.y)))
     rate = float(np.mean(used)) / given.x.shape[1]
-    score = 2 + (1 - rate) if mse < SOLVED else 2 * min(1.0, SOLVED / mse)
+    solved = 0.75 * SOLVED  # with a margin, for other rows will decide
+    score = 2 - rate if mse < solved else solved / mse
     return {"mse": mse, "update_rate": rate, "score": score}
 
 
