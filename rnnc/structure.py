@@ -127,16 +127,15 @@ class LowRank:
         self, key: Array, shape: Shape, initializer: Initializer, dtype: DTypeLike = jnp.float32, gates: int = 1
     ) -> Weights:
         """Draw U and V by `initializer`, scaled so that W has the variance that `initializer` gives a full matrix."""
-        n, m = _block(shape, gates, self.stacked)
-        r = self.rank_of(shape, gates)
+        return _draw_blocks(self, key, shape, initializer, dtype, gates)
 
-        def one(key: Array) -> Weights:
-            wanted, first, second = jax.random.split(key, 3)
-            u, v = initializer(first, (n, r), dtype), initializer(second, (r, m), dtype)
-            u, v = _to_power(_power(initializer(wanted, (n, m), dtype)) / r, u, v)
-            return {"u": u, "v": v}
-
-        return _each(one, key, _blocks(gates, self.stacked))
+    def draw(self, key: Array, shape: Shape, initializer: Initializer, dtype: DTypeLike) -> Weights:
+        """The weights of one block of `shape`, as `init` draws each."""
+        (n, m), r = shape, self.rank_of(shape)
+        wanted, first, second = jax.random.split(key, 3)
+        u, v = initializer(first, (n, r), dtype), initializer(second, (r, m), dtype)
+        u, v = _to_power(_power(initializer(wanted, (n, m), dtype)) / r, u, v)
+        return {"u": u, "v": v}
 
     def apply(self, arith: Arithmetic, point: str, w: Weights, x: Array) -> Array:
         """y = (x U) V; x U is stored at `point`.mid."""
@@ -223,17 +222,16 @@ class Kron:
         self, key: Array, shape: Shape, initializer: Initializer, dtype: DTypeLike = jnp.float32, gates: int = 1
     ) -> Weights:
         """Draw the factors by `initializer`, scaled so that W has the variance that it gives a full matrix."""
-        n, m = _block(shape, gates, self.stacked)
-        (m1, n1), (m2, n2) = self.factors(shape, gates)
+        return _draw_blocks(self, key, shape, initializer, dtype, gates)
 
-        def one(key: Array) -> Weights:
-            wanted, first, second = jax.random.split(key, 3)
-            a = jax.vmap(lambda k: initializer(k, (n1, m1), dtype).T)(jax.random.split(first, self.terms))
-            b = jax.vmap(lambda k: initializer(k, (n2, m2), dtype).T)(jax.random.split(second, self.terms))
-            a, b = _to_power(_power(initializer(wanted, (n, m), dtype)) / self.terms, a, b)
-            return {"a": a, "b": b}
-
-        return _each(one, key, _blocks(gates, self.stacked))
+    def draw(self, key: Array, shape: Shape, initializer: Initializer, dtype: DTypeLike) -> Weights:
+        """The weights of one block of `shape`, as `init` draws each."""
+        (m1, n1), (m2, n2) = self.factors(shape)
+        wanted, first, second = jax.random.split(key, 3)
+        a = jax.vmap(lambda k: initializer(k, (n1, m1), dtype).T)(jax.random.split(first, self.terms))
+        b = jax.vmap(lambda k: initializer(k, (n2, m2), dtype).T)(jax.random.split(second, self.terms))
+        a, b = _to_power(_power(initializer(wanted, shape, dtype)) / self.terms, a, b)
+        return {"a": a, "b": b}
 
     def apply(self, arith: Arithmetic, point: str, w: Weights, x: Array) -> Array:
         """y = sum_t A_t (Z B_t^T); the inner product of the cheaper order is stored at `point`.mid."""
@@ -325,15 +323,14 @@ class Hybrid:
         self, key: Array, shape: Shape, initializer: Initializer, dtype: DTypeLike = jnp.float32, gates: int = 1
     ) -> Weights:
         """Draw T as part of a full matrix, the rest as `Kron` does."""
-        n, m = _block(shape, gates, self.stacked)
-        rows = self.rows_of(shape, gates)
+        return _draw_blocks(self, key, shape, initializer, dtype, gates)
 
-        def one(key: Array) -> Weights:
-            first, second = jax.random.split(key)
-            rest = self.rest.init(second, (n, m - rows), initializer, dtype)
-            return {"top": initializer(first, (n, m), dtype)[:, :rows], **{k: v[0] for k, v in rest.items()}}
-
-        return _each(one, key, _blocks(gates, self.stacked))
+    def draw(self, key: Array, shape: Shape, initializer: Initializer, dtype: DTypeLike) -> Weights:
+        """The weights of one block of `shape`, as `init` draws each."""
+        (n, m), rows = shape, self.rows_of(shape)
+        first, second = jax.random.split(key)
+        rest = self.rest.draw(second, (n, m - rows), initializer, dtype)
+        return {"top": initializer(first, shape, dtype)[:, :rows], **rest}
 
     def apply(self, arith: Arithmetic, point: str, w: Weights, x: Array) -> Array:
         """y = [x T, the rest of x]."""
@@ -405,8 +402,19 @@ def _block(shape: Shape, gates: int, stacked: bool) -> Shape:
     return shape[0], shape[1] // _blocks(gates, stacked)
 
 
-def _each(one: Callable[[Array], Weights], key: Array, blocks: int) -> Weights:
-    return jax.vmap(one)(jax.random.split(key, blocks))
+@partial(jax.jit, static_argnums=(0, 2, 3, 4, 5))  # one program instead of dozens of small ones
+def _draw_blocks(
+    structure: "LowRank | Kron | Hybrid",
+    key: Array,
+    shape: Shape,
+    initializer: Initializer,
+    dtype: DTypeLike,
+    gates: int,
+) -> Weights:
+    """Each block by itself, with an axis for them in front."""
+    block = _block(shape, gates, structure.stacked)
+    keys = jax.random.split(key, _blocks(gates, structure.stacked))
+    return jax.vmap(lambda k: structure.draw(k, block, initializer, dtype))(keys)
 
 
 def _power(a: Array) -> Array:

@@ -1,6 +1,7 @@
 """Shapes of Kronecker factors, and warm starts: against enumeration, published sizes and singular values."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -159,9 +160,16 @@ FULL = {  # structures that lose nothing: the new model computes what the traine
 }
 
 
-def _parts(model, seed):
+@functools.cache
+def _drawn(model, seed):
     graph, state = nnx.split(Enhancer(model, rngs=nnx.Rngs(seed)), nnx.Param)
     return graph, jax.tree.map(np.asarray, nnx.to_pure_dict(state))
+
+
+def _parts(model, seed):
+    """Graph and parameters; the trees are the caller's own."""
+    graph, params = _drawn(model, seed)
+    return graph, jax.tree.map(lambda a: a, params)
 
 
 @each_cell
