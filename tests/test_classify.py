@@ -120,9 +120,13 @@ def test_a_table_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
     trained = []
 
     def quickly(network, wrap, parts, *, members, epochs, batch, observe):
-        if len(trained) == stop:
-            raise KeyboardInterrupt
-        trained.append(network)
+        if members[0][0] == 0:  # the first seed, at every rate; then the others
+            if len(trained) == stop:
+                raise KeyboardInterrupt
+            trained.append(network)
+            assert [seed for seed, _ in members] == [0] * len(classify.Classify().digits.rates)
+        else:
+            assert members == [(1, max(classify.Classify().digits.rates))]
         observe(1, 50.0)
         params = jax.tree.map(lambda leaf: np.ones(leaf.shape), jax.eval_shape(network.init, jax.random.key(0)))
         return [

@@ -37,7 +37,8 @@ class Task:
       units: of the recurrent layer, one number; of the hidden layers of an mlp.
       epochs: passes over the training part, 1 or more.
       batch: items of a step, 1 or more.
-      rates: peak learning rates of Adam, each above 0; every method takes the one that does best on its validation.
+      rates: peak learning rates of Adam, each above 0; every method takes the one that does best on its validation
+        with the first seed.
       ratios: further sizes to compare at, how many times smaller than the dense recurrent layer (mlp: than all
         weights); each above 1.
     """
@@ -143,11 +144,17 @@ class _Job:
     parts: Parts
     method: Method
     dense_bytes: int
+    seeds: int
+
+    @property
+    def epoch(self) -> float:
+        """Proportional to the time of one epoch of one training, about."""
+        return len(self.parts.train.x) * self.method.work
 
     @property
     def work(self) -> float:
-        """Proportional to the time of the training, about."""
-        return self.task.epochs * len(self.task.rates) * len(self.parts.train.x) * self.method.work
+        """Of all trainings: one for each learning rate, and one for each further seed."""
+        return self.task.epochs * (len(self.task.rates) + self.seeds - 1) * self.epoch
 
 
 class _Clock:
@@ -157,9 +164,9 @@ class _Clock:
         self._left, self._whole = sum(job.work for job in jobs), sum(job.work for job in jobs)
         self._began, self._reporter = time.monotonic(), reporter
 
-    def tick(self, job: _Job, epoch: int, valid: float) -> None:
-        """After an epoch."""
-        self._left -= job.work / job.task.epochs
+    def tick(self, job: _Job, members: int, epoch: int, valid: float) -> None:
+        """After an epoch of so many trainings side by side."""
+        self._left -= members * job.epoch
         spent = time.monotonic() - self._began
         left = duration(spent * self._left / (self._whole - self._left))
         note = f"validation {valid:.1f} %, {left} left for all"
@@ -171,7 +178,7 @@ def _run(args: argparse.Namespace, command: str, reporter: Reporter) -> None:
     names = _chosen("--task", TASKS if args.task == ["all"] else args.task, TASKS)
     run, digest = Run(args.out), configs.digest(config)
     rows = _finished(run, digest, args.resume)
-    machine.prepare(machine.ITEMS_A_DEVICE * (os.cpu_count() or 1), os.cpu_count() or 1)
+    machine.prepare(machine.ITEMS_A_DEVICE * (os.cpu_count() or 1))
     jobs = [job for name in names for job in _jobs(name, config, args.data, args.method)]
     run.folder.mkdir(parents=True, exist_ok=True)
     container.replace(run.config, configs.dump(config))
@@ -243,28 +250,32 @@ def _jobs(name: str, config: Classify, folder: Path | None, only: Sequence[str])
     wanted = _chosen("--method", only, [method.name for method in found]) or [method.name for method in found]
     dense_bytes = FLOAT_BYTES * found[0].numbers
     return [
-        _Job(name=name, task=task, parts=parts, method=method, dense_bytes=dense_bytes)
+        _Job(name=name, task=task, parts=parts, method=method, dense_bytes=dense_bytes, seeds=config.seeds)
         for method in found
         if method.name in wanted
     ]
 
 
 def _train(job: _Job, seeds: range, clock: _Clock) -> list[dict[str, Any]]:
-    """The rows of one method, at the learning rate that does best on validation, on the mean over the seeds."""
-    task, method, count = job.task, job.method, len(seeds)
+    """The rows of one method: the learning rate that does best on validation with the first seed, then all seeds."""
+    first = _fit(job, [(seeds[0], rate) for rate in job.task.rates], clock)
+    rate, best = max(zip(job.task.rates, first), key=lambda trial: trial[1].valid)
+    rest = _fit(job, [(seed, rate) for seed in seeds[1:]], clock) if len(seeds) > 1 else []
+    return [_row(job, seed, rate, one) for seed, one in zip(seeds, [best, *rest])]
+
+
+def _fit(job: _Job, members: list[tuple[int, float]], clock: _Clock) -> list[Fitted]:
+    task, method = job.task, job.method
     steps = task.epochs * max(1, len(job.parts.train.x) // task.batch)
-    found = fit(
+    return fit(
         method.network,
         method.wrap(steps),
         job.parts,
-        members=[(seed, rate) for rate in task.rates for seed in seeds],
+        members=members,
         epochs=task.epochs,
         batch=task.batch,
-        observe=lambda epoch, valid: clock.tick(job, epoch, valid),
+        observe=lambda epoch, valid: clock.tick(job, len(members), epoch, valid),
     )
-    trials = [(rate, found[i * count : (i + 1) * count]) for i, rate in enumerate(task.rates)]
-    rate, best = max(trials, key=lambda trial: sum(one.valid for one in trial[1]))
-    return [_row(job, seed, rate, one) for seed, one in zip(seeds, best)]
 
 
 def _row(job: _Job, seed: int, rate: float, found: Fitted) -> dict[str, Any]:
