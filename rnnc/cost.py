@@ -182,6 +182,17 @@ def index_bytes(shape: tuple[int, ...], kept: int) -> int:
     return min(COLUMN_BYTES * kept + ROW_BYTES * (min(shape) + 1), -(-math.prod(shape) // 8))
 
 
+def fitting(shape: tuple[int, ...], room: int) -> int:
+    """The most numbers of a matrix that fit into so many bytes together with their index; below 0: none.
+
+    >>> fitting((68, 160), 4 * 266 + 808), fitting((68, 160), 4 * 2000 + 1360)
+    (266, 2000)
+    """
+    by_rows = (room - ROW_BYTES * (min(shape) + 1)) // (FLOAT_BYTES + COLUMN_BYTES)
+    by_bitmap = (room - -(-math.prod(shape) // 8)) // FLOAT_BYTES
+    return min(math.prod(shape), max(by_rows, by_bitmap))
+
+
 def summary(
     model: Model, params: Mapping[str, np.ndarray], pruned: tuple[str, ...], update_rate: float
 ) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from rnnc.steps import Carry, Core, Params
 from rnnc.structure import Initializer
-from rnnc.unroll import _distinct, _Saved
+from rnnc.unroll import Saved, distinct
 
 Array = jax.Array
 GATE_INIT = initializers.glorot_uniform()
@@ -237,12 +237,12 @@ def _forward(core: SkipCore, every_carry: bool, params: Params, carry: SkipCarry
             states, x = (*states, state), cell.output(state)
         c = core.memory(states)
         new, pull = jax.vjp(core.combine, carry, states, core.gate(params["gate"], c))
-        saved, recall = _distinct((layers, pull, c))
+        saved, recall = distinct((layers, pull, c))
         return new, (new if every_carry else core.output(new), saved)
 
     last, (ys, saved) = lax.scan(step, carry, core.cores[0].input_product(params["cells"][0], xs))
     assert recall is not None
-    return (last, ys), (params, carry, xs, _Saved(saved, recall))
+    return (last, ys), (params, carry, xs, Saved(saved, recall))
 
 
 def _backward(core: SkipCore, every_carry: bool, kept, cotangents):
@@ -273,7 +273,7 @@ def _backward(core: SkipCore, every_carry: bool, kept, cotangents):
                 d_x = input_adjoints[i](d_zx)[..., : x.shape[-1]].astype(x.dtype)
                 d_states[i - 1] = _add(d_states[i - 1], to_states[i - 1](d_x)[0])
         d_carry = d_carry._replace(cells=_add(d_carry.cells, tuple(d_held)))
-        unique, recall = _distinct((d_products, d_z))
+        unique, recall = distinct((d_products, d_z))
         return (d_carry, _add(d_scalars, d_new)), unique
 
     zeros = jax.tree.map(jnp.zeros_like, [cell.scalars(w) for cell, w in zip(cells, weights)])

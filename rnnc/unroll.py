@@ -60,14 +60,14 @@ def _forward(core: Core, every_carry: bool, params: Params, carry: Carry, xs: Ar
         nonlocal recall
         zh = core.recurrent_product(params, core.output(carry))
         new, pull = jax.vjp(core.pointwise, carry, zx, zh, scalars)
-        saved, recall = _distinct(pull)
+        saved, recall = distinct(pull)
         return new, (new if every_carry else core.output(new), saved)
 
     last, (ys, saved) = lax.scan(step, carry, zx)
     outputs = core.output(ys) if every_carry else ys
     before = jnp.concatenate([core.output(carry)[None].astype(outputs.dtype), outputs[:-1]])
     assert recall is not None
-    return (last, ys), (params, carry, xs, before, _Saved(saved, recall))
+    return (last, ys), (params, carry, xs, before, Saved(saved, recall))
 
 
 def _backward(core: Core, every_carry: bool, kept, cotangents):
@@ -102,7 +102,7 @@ def _add(a, b):
     return jax.tree.map(jnp.add, a, b)
 
 
-def _distinct(pull):
+def distinct(pull):
     """The arrays that a vjp function keeps, each once, and the way back from them to the function."""
     leaves, tree = jax.tree.flatten(pull)
     unique = {id(leaf): leaf for leaf in leaves}
@@ -112,7 +112,7 @@ def _distinct(pull):
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["numbers"], meta_fields=["recall"])
-class _Saved:
+class Saved:
     """Arrays stacked over time, with the function that makes a step's backward pass of them."""
 
     def __init__(self, numbers, recall):

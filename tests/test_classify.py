@@ -15,6 +15,7 @@ import scipy.sparse
 import soundfile
 from members import M, N, quick
 
+from rnnc import cost
 from rnnc.recipes import classifier, classify, classify_report, methods, tasks
 from rnnc.recipes.classifier import Fitted, Perceptron, Recurrent, fit
 from rnnc.recipes.tasks import Part, Parts
@@ -97,9 +98,9 @@ def test_rows_of_a_table(table):
     dense, pruned = result["rows"][0], result["rows"][-1]
     layer = 3 * 6 * (8 + 6) + 3 * 6
     assert dense["bytes"] == 4 * (layer + 6 * 10 + 10)
-    kept = pruned["weights"] - 18 - 70  # all but biases and the dense layer
+    kept = pruned["parameters"] - 18 - 70  # all but biases and the dense layer
     index = min(2 * kept + 4 * (14 + 1), -(-14 * 18 // 8))
-    assert pruned["bytes"] == 4 * pruned["weights"] + index
+    assert pruned["bytes"] == 4 * pruned["parameters"] + index
     assert 0 <= 4 * (layer // 2 + 70) - pruned["bytes"] < 6  # one weight more would not fit
     assert pruned["ratio"] == pytest.approx(dense["bytes"] / pruned["bytes"], abs=1e-3)
     assert pruned["macs"] == 8 * kept + 60
@@ -200,8 +201,8 @@ def test_sizes_of_the_papers(cell, units, inputs, classes, dense_kib, kron_kib):
     found = {m.name: m for m in methods.recurrent(cell, units, inputs, 28, classes, ())}
     for name, kib in (("dense", dense_kib), ("kron", kron_kib)):
         params = _ones(found[name])
-        assert round(found[name].bytes(params) / 1024, 2) == kib
-        assert found[name].numbers * 4 == found[name].bytes(params)
+        assert round(found[name].stored(params).bytes / 1024, 2) == kib
+        assert found[name].numbers * 4 == found[name].stored(params).bytes
 
 
 @pytest.mark.parametrize("cell", STEPS)
@@ -220,7 +221,7 @@ def test_methods_meet_their_sizes(cell):
                 part = min(gone, leaf.size)
                 leaf.reshape(-1)[:part] = 0
                 gone -= part
-        sizes[name] = method.bytes(params)
+        sizes[name] = method.stored(params).bytes
     head = (units + 1) * classes * 4
     tenth = (sizes["dense"] - head) / 10 + head
     for name, size in sizes.items():
@@ -244,7 +245,7 @@ def test_an_index_is_that_of_a_sparse_matrix(rows, columns, kept):
     w = w.reshape(rows, columns)
     csr = scipy.sparse.csr_array(w if rows < columns else w.T)
     wanted = min(csr.indices.astype(np.uint16).nbytes + csr.indptr.astype(np.int32).nbytes, np.packbits(w > 0).nbytes)
-    assert methods.index_bytes(w.shape, kept) == wanted
+    assert cost.index_bytes(w.shape, kept) == wanted
 
 
 def test_lenet_keeps_a_share_of_all_its_weights():
@@ -307,7 +308,7 @@ def test_pruning_ends_before_the_best_epoch_is_looked_for():
         wrap = method.wrap(epochs * (len(parts.train.x) // batch))
         (found,) = fit(method.network, wrap, parts, members=[(0, 0.02)], epochs=epochs, batch=batch)
         kept = int((6 * 12 + 12 * 2 + 14) / 3) - 14
-        assert method.weights(found.params) == kept + 14, method.name
+        assert method.stored(found.params).numbers == kept + 14, method.name
         assert sum(np.count_nonzero(found.params[i]["w"]) for i in ("0", "1")) == kept
 
 

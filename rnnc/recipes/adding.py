@@ -22,7 +22,7 @@ from jax import lax
 from rnnc import cells, container
 from rnnc import config as configs
 from rnnc.config import ConfigError
-from rnnc.recipes import enhance, figures, machine, page
+from rnnc.recipes import console, enhance, figures, machine, page
 from rnnc.recipes.console import Reporter, duration
 from rnnc.recipes.run import Run, commit
 from rnnc.skip import updates
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = configs.load(Adding, enhance.recipe(args.config), tuple(given))
         run(config, args.out, args.resume, command, reporter)
 
-    return enhance.status(work)
+    return console.status(work)
 
 
 def run(config: Adding, out: Path, resume: bool, command: str, reporter: Reporter) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rnnc import config as configs
 from rnnc import container
 from rnnc.config import ConfigError
 from rnnc.cost import FLOAT_BYTES
-from rnnc.recipes import classify_report, machine, methods, tasks
+from rnnc.recipes import classify_report, console, machine, methods, tasks
 from rnnc.recipes.classifier import Fitted, fit
 from rnnc.recipes.console import Reporter, duration
 from rnnc.recipes.methods import Method
@@ -102,19 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = _parser().parse_args(argv)
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        with Reporter() as reporter:
-            _run(args, shlex.join(["python", "-m", "rnnc.recipes.classify", *words]), reporter)
-    except (ConfigError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command with --resume goes on from the last finished method", file=sys.stderr)
-        return 130
-    return 0
+    command = shlex.join(["python", "-m", "rnnc.recipes.classify", *words])
+    stopped = "stopped; the same command with --resume goes on from the last finished method"
+    return console.status(lambda reporter: _run(args, command, reporter), stopped)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -279,17 +269,16 @@ def _fit(job: _Job, members: list[tuple[int, float]], clock: _Clock) -> list[Fit
 
 
 def _row(job: _Job, seed: int, rate: float, found: Fitted) -> dict[str, Any]:
-    size = job.method.bytes(found.params)
+    kept = job.method.stored(found.params)
     return {
         "task": job.name,
         "method": job.method.name,
         "seed": seed,
-        "bytes": size,
+        "bytes": kept.bytes,
         "accuracy": round(found.test, 3),
         "valid_accuracy": round(found.valid, 3),
-        "ratio": round(job.dense_bytes / size, 3),
-        "parameters": job.method.weights(found.params),
-        "weights": job.method.weights(found.params),
+        "ratio": round(job.dense_bytes / kept.bytes, 3),
+        "parameters": kept.numbers,
         "macs": job.method.macs,
         "epochs": found.epoch,
         "rate": rate,

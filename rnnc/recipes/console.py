@@ -1,11 +1,16 @@
-"""Progress on a terminal, plain lines elsewhere."""
+"""Progress on a terminal, plain lines elsewhere; what a command says when something stopped it."""
 
+import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rnnc.config import ConfigError
+from rnnc.train import loop
 
 PLAIN_EVERY_S = 10.0
 
@@ -66,3 +71,30 @@ def duration(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"
+
+
+def status(work: Callable[[Reporter], None], stopped: str = "stopped") -> int:
+    """Do the work of a command line and say on stderr what stopped it; returns the exit status.
+
+    `stopped` is what to say after Ctrl-C where no step is being counted.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    try:
+        with Reporter() as reporter:
+            work(reporter)
+    except (ConfigError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except loop.Interrupted as stop:
+        print(
+            f"stopped after step {stop.args[0]}; the same command with --resume goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
+    return 0

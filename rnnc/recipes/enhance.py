@@ -4,10 +4,9 @@ Bare, it does the whole job on a corpus that it makes on the spot: training, sco
 """
 
 import argparse
-import logging
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from rnnc.compress.groups import Groups
 from rnnc.compress.prune import Magnitude, Pruner
 from rnnc.config import ConfigError
 from rnnc.model import Enhancer, Model
-from rnnc.recipes import machine, report
+from rnnc.recipes import console, machine, report
 from rnnc.recipes.console import Reporter, duration
 from rnnc.recipes.denoise import denoise
 from rnnc.recipes.evaluate import evaluate, size
@@ -73,31 +72,7 @@ class Enhance:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = _parser().parse_args(argv)
-    return status(lambda reporter: _dispatch(args, argv, reporter))
-
-
-def status(work: Callable[[Reporter], None]) -> int:
-    """Do the work of a command line and say on stderr what stopped it; returns the exit status."""
-    logging.basicConfig(format="%(message)s", level=logging.ERROR)
-    try:
-        with Reporter() as reporter:
-            work(reporter)
-    except (ConfigError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except loop.Interrupted as stop:
-        print(
-            f"stopped after step {stop.args[0]}; the same command with --resume goes on from there",
-            file=sys.stderr,
-        )
-        return 130
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return console.status(lambda reporter: _dispatch(args, argv, reporter))
 
 
 def _dispatch(args: argparse.Namespace, argv: Sequence[str] | None, reporter: Reporter) -> None:
@@ -171,14 +146,14 @@ def table(args: argparse.Namespace, given: Path | None) -> dict[str, Any]:
 
 
 def recipe(name: str) -> Path:
-    return _shipped("--config", name, ".toml", RECIPES)
+    return shipped("--config", name, ".toml", RECIPES)
 
 
 def _model(name: str) -> Path:
-    return _shipped("--model", name, ".rnnc", MODELS)
+    return shipped("--model", name, ".rnnc", MODELS)
 
 
-def _shipped(option: str, name: str, suffix: str, folders: tuple[Path, ...]) -> Path:
+def shipped(option: str, name: str, suffix: str, folders: tuple[Path, ...]) -> Path:
     """A path as given, else the shipped file of that name."""
     if Path(name).exists():
         return Path(name)

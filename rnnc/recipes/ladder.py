@@ -23,7 +23,7 @@ from rnnc import config as configs
 from rnnc import container
 from rnnc.audio.data import Sources
 from rnnc.config import ConfigError
-from rnnc.recipes import enhance, ladder_report, machine, report
+from rnnc.recipes import console, enhance, ladder_report, machine, report
 from rnnc.recipes.console import Reporter
 from rnnc.recipes.enhance import Enhance
 from rnnc.recipes.evaluate import evaluate
@@ -94,7 +94,7 @@ def parse(table: Mapping[str, Any]) -> Ladder:
     common = {key: value for key, value in table.items() if key not in ("start", "rungs")}
     if "model" in common:
         raise ConfigError("model: must be left out, every rung takes it from its start; a rung may change it")
-    model = enhance._shipped("start", str(table.get("start", FOOT)), ".rnnc", enhance.MODELS)
+    model = enhance.shipped("start", str(table.get("start", FOOT)), ".rnnc", enhance.MODELS)
     rungs = _rungs(table.get("rungs"), model.stem)
     ladder = Ladder(foot=model.stem, model=model, common=common, rungs=rungs)
     models = {ladder.foot: _model(model)}
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = _parser().parse_args(argv)
     words = list(sys.argv[1:] if argv is None else argv)
-    return enhance.status(lambda reporter: _dispatch(args, words, reporter))
+    return console.status(lambda reporter: _dispatch(args, words, reporter))
 
 
 def _parser() -> argparse.ArgumentParser:

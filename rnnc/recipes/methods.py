@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -12,7 +13,7 @@ import optax
 from rnnc import cost
 from rnnc.compress.affine import Affine
 from rnnc.compress.prune import Magnitude, Pruner, named
-from rnnc.cost import COLUMN_BYTES, FLOAT_BYTES, ROW_BYTES, index_bytes
+from rnnc.cost import FLOAT_BYTES
 from rnnc.recipes.classifier import SETTLED, Network, Params, Perceptron, Recurrent
 from rnnc.steps import STEPS, Core, Step
 from rnnc.structure import Hybrid, Joint, Kron, LowRank, Structure
@@ -54,26 +55,15 @@ class Method:
         shapes = jax.eval_shape(self.network.init, jax.random.key(0))
         return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
-    def weights(self, params: Params) -> int:
-        """Stored numbers that are not zero by pruning, biases included."""
-        return sum(_stored(leaf, self._prunable(path)) for path, leaf in named(params).items())
-
-    def bytes(self, params: Params) -> int:
-        """Size of what is stored: float32 numbers and the index of pruned matrices, those of equal width as one."""
-        shapes: dict[int, tuple[int, int]] = {}  # width -> rows, numbers kept
+    def stored(self, params: Params) -> cost.Stored:
+        """What is stored of trained parameters; pruned matrices of equal width, [x; h] of a layer, share an index."""
+        joined: dict[str, list[np.ndarray]] = {}
         for path, leaf in named(params).items():
-            if self._prunable(path):
-                rows, kept = shapes.get(leaf.shape[1], (0, 0))
-                shapes[leaf.shape[1]] = rows + leaf.shape[0], kept + _stored(leaf, True)
-        index = sum(index_bytes((rows, width), kept) for width, (rows, kept) in shapes.items())
-        return FLOAT_BYTES * self.weights(params) + index
+            joined.setdefault(f"pruned.{leaf.shape[1]}" if self._prunable(path) else path, []).append(np.asarray(leaf))
+        return cost.stored({path: np.concatenate(leaves) for path, leaves in joined.items()}, ("pruned.*",))
 
     def _prunable(self, path: str) -> bool:
         return self.pruner is not None and path in self.only
-
-
-def _stored(leaf: np.ndarray | jax.Array, pruned: bool) -> int:
-    return int(np.count_nonzero(leaf)) if pruned else leaf.size
 
 
 def recurrent(cell: str, units: int, inputs: int, frames: int, classes: int, ratios: tuple[float, ...]) -> list[Method]:
@@ -159,18 +149,14 @@ class _Sizes:
         """As many weights as the wished size holds together with their index; nothing where the index fills it."""
         assert isinstance(plain.network, Recurrent)
         units = plain.network.units
-        width = self.step.gates * units
-        total = (self.inputs + units) * width
-        room = FLOAT_BYTES * (target - self.others(units))
-        short = min(self.inputs + units, width)
-        by_rows = (room - ROW_BYTES * (short + 1)) // (FLOAT_BYTES + COLUMN_BYTES)
-        by_bitmap = (room - -(-total // 8)) // FLOAT_BYTES
-        kept = min(total, max(by_rows, by_bitmap))
+        shape = self.inputs + units, self.step.gates * units
+        kept = cost.fitting(shape, FLOAT_BYTES * (target - self.others(units)))
         if kept < units:
             return []
         macs = self.frames * kept + units * self.classes
-        pruner = lambda steps: _magnitude(steps, 1 - kept / total, RECURRENT)
-        return [replace(plain, name="pruned", macs=macs, kept=kept / total, pruner=pruner)]
+        share = kept / math.prod(shape)
+        pruner = lambda steps: _magnitude(steps, 1 - share, RECURRENT)
+        return [replace(plain, name="pruned", macs=macs, kept=share, pruner=pruner)]
 
     def lowrank(self, units: int, target: int) -> Method:
         """The rank whose size is nearest, 1 at least."""
