@@ -178,8 +178,13 @@ class Climb:
         return self.ladder.model if rung.start == self.ladder.foot else Run(self.out / rung.start).model
 
     def config(self, rung: Rung) -> Enhance:
-        """Complete configuration of a rung; needs the model of its start."""
-        return _config(self.ladder, rung, _model(self.start(rung)), str(self.start(rung)))
+        """Complete configuration of a rung; needs the model of its start. Of the foot: of what it is scored on."""
+        ladder = self.ladder
+        if rung.name == ladder.foot:
+            ladder = dataclasses.replace(
+                ladder, common={key: ladder.common[key] for key in ("data",) if key in ladder.common}
+            )
+        return _config(ladder, rung, _model(self.start(rung)), str(self.start(rung)))
 
     def check(self, rungs: Sequence[Rung], resume: bool) -> None:
         """Before anything is trained: every rung has a start, and what is there may be gone on with."""
