@@ -336,6 +336,23 @@ def test_a_round_renews_the_optimiser_but_not_its_schedule():
     assert [schedule for _, schedule in counts] == list(range(1, 15))
 
 
+def test_affine_scaling_begins_when_it_is_told_to():
+    """Up to `begin` the steps are the optimiser's own; after it, those of a training that begins there."""
+    start, slope = {"w": jnp.array([1.0, -0.3, 0.02])}, {"w": jnp.array([0.2, 0.1, -0.1])}
+    options = {"weight": 0.1, "every": 2, "only": ("w",)}
+    plain, late = optax.sgd(0.1), Affine(begin=3, end=9, **options).wrap(optax.sgd(0.1))
+    early = Affine(end=6, **options).wrap(optax.sgd(0.1))
+    ours, theirs, state, inner, fresh = start, start, late.init(start), plain.init(start), None
+    for step in range(9):
+        updates, state = late.update(slope, state, ours)
+        if step < 3:
+            wanted, inner = plain.update(slope, inner, theirs)
+        else:
+            wanted, fresh = early.update(slope, fresh or early.init(theirs), theirs)
+        ours, theirs = optax.apply_updates(ours, updates), optax.apply_updates(theirs, wanted)
+        np.testing.assert_allclose(ours["w"], theirs["w"], rtol=1e-6, err_msg=f"step {step}")
+
+
 def test_the_drop_is_by_share_of_the_largest_of_each_leaf():
     params = {"a": normal(0, 30), "b": 10 * normal(1, 5, 6)}
     (found,) = _still(Affine(weight=0.0, end=1, threshold=0.4, only=("*",)), params, 1)
@@ -399,6 +416,7 @@ def test_groups_need_rows_and_columns():
         (lambda: Affine(p=2.5), "p: is 2.5"),
         (lambda: Affine(weight=-1.0), "weight: is -1.0"),
         (lambda: Affine(end=0), "end: is 0"),
+        (lambda: Affine(begin=5, end=5), "begin: is 5"),
         (lambda: Affine(threshold=1.0), "threshold: is 1.0"),
         (lambda: Affine(sparsity=-0.1), "sparsity: is -0.1"),
     ],

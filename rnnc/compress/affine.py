@@ -28,11 +28,13 @@ class Affine(Pruner):
     S = |w|^(1 - p/2), held for a round;  minimise f(S q) + weight ||q||^2 over q;  w = S q
 
     In all this minimises f(w) + weight' sum |w|^p: a weight near zero is pulled to it and hardly learns, a large one
-    is nearly free. At `end` the small weights are dropped; what follows is plain training of the rest.
+    is nearly free. It goes from step `begin` to step `end`, where the small weights are dropped; before and after them
+    training is plain.
 
     Args:
       p: 0 to 2; 1 is the sum of magnitudes, 0 of their logarithms, 2 plain weight decay.
       weight: of ||q||^2, 0 or more.
+      begin: the step where the first round begins; below `end`.
       every: steps of a round. A new round begins with a fresh optimiser, but a learning-rate schedule goes on.
       end: the step of the drop.
       threshold: weights below this share of the largest of their leaf are dropped; 0 or more and below 1.
@@ -57,6 +59,7 @@ class Affine(Pruner):
 
     p: float = 1.0
     weight: float = 1e-4
+    begin: int = 0
     every: int = 150
     end: int = 3000
     threshold: float = 1e-3
@@ -72,6 +75,8 @@ class Affine(Pruner):
         for name in ("every", "end"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: is {getattr(self, name)}, must be 1 or more")
+        if not 0 <= self.begin < self.end:
+            raise ValueError(f"begin: is {self.begin}, must be 0 or more and below end = {self.end}")
         for name in ("threshold", "sparsity"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: is {getattr(self, name)}, must be 0 or more and below 1")
@@ -86,14 +91,14 @@ class Affine(Pruner):
                     raise ValueError(
                         f"Affine: group is {self.group!r}, but {path} is {list(leaf.shape)}; needs two axes"
                     )
-            scales = {path: self.scale(leaf) for path, leaf in leaves.items()}
+            scales = {path: jnp.ones_like(leaf) if self.begin else self.scale(leaf) for path, leaf in leaves.items()}
             return Scaled(tx.init(_divided(params, scales)), scales, jnp.zeros((), jnp.int32))
 
         def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Scaled]:
             if params is None:
                 raise ValueError(NO_PARAMS)
             q, step = _divided(params, state.scales), state.count + 1
-            decay = jnp.where(step <= self.end, 2 * self.weight, 0.0)
+            decay = jnp.where((self.begin < step) & (step <= self.end), 2 * self.weight, 0.0)
             g, numbers = named(updates), named(q)
             pulled = {path: s * g[path] + decay.astype(s.dtype) * numbers[path] for path, s in state.scales.items()}
             dq, inner = tx.update(replaced(updates, pulled), state.inner, q)
@@ -101,7 +106,8 @@ class Affine(Pruner):
             updates = replaced(dq, {path: s * steps[path] for path, s in state.scales.items()})
             moved = named(optax.apply_updates(params, updates))
             leaves = {path: moved[path] for path in state.scales}
-            renew = ((step % self.every == 0) & (step < self.end)) | (step == self.end)
+            done = step - self.begin
+            renew = ((done >= 0) & (done % self.every == 0) & (step < self.end)) | (step == self.end)
             scales = jax.lax.cond(renew, lambda: self._scales(leaves, step), lambda: state.scales)
             updates = project(updates, params, {path: s != 0 for path, s in scales.items()})
             inner = jax.lax.cond(

@@ -230,6 +230,8 @@ def _magnitude(steps: int, sparsity: float, only: tuple[str, ...]) -> Pruner:
 
 
 def _affine(steps: int, sparsity: float, only: tuple[str, ...]) -> Pruner:
-    """Twenty rounds before the drop."""
+    """Plain training first; then twenty rounds before the drop."""
     end = max(2, int(SETTLED * steps))
-    return Affine(weight=1e-4, every=max(1, end // 20), end=end, sparsity=sparsity, only=only)
+    begin = end // 3
+    every = max(1, (end - begin) // 20)
+    return Affine(weight=1e-4, begin=begin, every=every, end=end, sparsity=sparsity, only=only)
