@@ -1,29 +1,51 @@
 """Arithmetics: what `dot, add, mul, sigmoid, tanh` mean at a named point of a step.
 
 A step (`rnnc.steps`) is written once. It calls an arithmetic for every operation and names the point where the
-result is stored. `Float` ignores the names; an integer arithmetic looks up the number format of the point.
+result is stored. `Float` ignores the names. `Fixed` looks up the number format of the point and computes what the chip
+computes, on int32. `Fake` computes the same numbers as real ones, in float32, with gradients to train on.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+
+from rnnc import fixed
+from rnnc.fixed import INPUT, SUM, Format
 
 Array = jax.Array
 
 
 class Arithmetic(Protocol):
-    """What a step may ask for. `point` names the place whose number format the result takes."""
+    """What a step may ask for. `point` names the place whose number format the result takes.
 
-    def dot(self, point: str, x: Array, w: Array) -> Array: ...
-    def add(self, point: str, a: Array, b: Array) -> Array: ...
-    def sub(self, point: str, a: Array, b: Array) -> Array: ...
-    def mul(self, point: str, a: Array, b: Array) -> Array: ...
-    def complement(self, point: str, a: Array) -> Array: ...
-    def sigmoid(self, point: str, a: Array) -> Array: ...
-    def tanh(self, point: str, a: Array) -> Array: ...
+    Arrays are stored numbers: weights, inputs, states, matrix products. Inside a step they are operands: `at` reads an
+    array that is stored at a point, `array` gives an operand back; operations take and give operands.
+    """
+
+    def weight(self, w: Array, axes: tuple[int, ...]) -> Array: ...
+    def constant(self, point: str, a: Array) -> Array: ...
+    def dot(self, point: str, source: str, x: Array, w: Array) -> Array: ...
+    def bias(self, point: str, z: Array, b: Array) -> Array: ...
+    def move(self, point: str, source: str, a: Array) -> Array: ...
+    def at(self, point: str, a: Array) -> Any: ...
+    def array(self, a: Any) -> Array: ...
+    def real(self, a: Any) -> Array: ...
+    def above(self, value: float) -> float: ...
+    def split(self, a: Any, parts: int) -> list[Any]: ...
+    def spread(self, a: Any, shape: tuple[int, ...]) -> Any: ...
+    def store(self, point: str, a: Any) -> Any: ...
+    def add(self, point: str, a: Any, b: Any) -> Any: ...
+    def mul(self, point: str, a: Any, b: Any) -> Any: ...
+    def complement(self, point: str, a: Any) -> Any: ...
+    def sigmoid(self, point: str, a: Any) -> Any: ...
+    def tanh(self, point: str, a: Any) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,23 +55,53 @@ class Float:
     Args:
       dtype: type of the matrix products (None: that of the operands). The state keeps its own type.
 
-    >>> Float().dot("gx", jnp.ones((2, 3)), jnp.ones((3, 4))).shape
+    >>> Float().dot("gx", "x", jnp.ones((2, 3)), jnp.ones((3, 4))).shape
     (2, 4)
     """
 
     dtype: DTypeLike | None = None
 
-    def dot(self, point: str, x: Array, w: Array) -> Array:
+    def weight(self, w: Array, axes: tuple[int, ...]) -> Array:
+        return w
+
+    def constant(self, point: str, a: Array) -> Array:
+        return a
+
+    def dot(self, point: str, source: str, x: Array, w: Array) -> Array:
         """x w for x [..., n], w [n, m]; the leading axes are flattened, for one plain GEMM is the fastest."""
         if self.dtype is not None:
             x, w = x.astype(self.dtype), w.astype(self.dtype)
         return (x.reshape(-1, w.shape[0]) @ w).reshape(*x.shape[:-1], w.shape[1])
 
+    def bias(self, point: str, z: Array, b: Array) -> Array:
+        return z + b.astype(z.dtype)
+
+    def move(self, point: str, source: str, a: Array) -> Array:
+        return a
+
+    def at(self, point: str, a: Array) -> Array:
+        return a
+
+    def array(self, a: Array) -> Array:
+        return a
+
+    def real(self, a: Array) -> Array:
+        return a
+
+    def above(self, value: float) -> float:
+        return value
+
+    def split(self, a: Array, parts: int) -> list[Array]:
+        return jnp.split(a, parts, axis=-1)
+
+    def spread(self, a: Array, shape: tuple[int, ...]) -> Array:
+        return jnp.broadcast_to(a, shape)
+
+    def store(self, point: str, a: Array) -> Array:
+        return a
+
     def add(self, point: str, a: Array, b: Array) -> Array:
         return a + b
-
-    def sub(self, point: str, a: Array, b: Array) -> Array:
-        return a - b
 
     def mul(self, point: str, a: Array, b: Array) -> Array:
         return a * b
@@ -86,3 +138,304 @@ def _keep(function):
 
 _sigmoid.defvjp(_keep(jax.nn.sigmoid), lambda y, dy: (dy * (y * (1.0 - y)),))
 _tanh.defvjp(_keep(jnp.tanh), lambda y, dy: (dy * (1.0 - y * y),))
+
+
+class Number(NamedTuple):
+    """An operand of an integer arithmetic: an array, and the frac of what it holds."""
+
+    array: Array
+    frac: int
+
+
+WIDE = 31  # bits of what is only added to something: no saturation
+EXACT = 1 << 23  # sums of products of whole numbers are exact in float32 below it, with room for rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formats:
+    """Where the points of a layer lie.
+
+    The others follow: products and biases are stored as `fixed.SUM`, gates as `fixed.GATE`.
+
+    Args:
+      x: the input as it comes.
+      x_in, h_in: input and output as the matrices take them, 8 or 16 bits, say; a joint matrix takes both as x_in.
+      x_mid, h_mid: between the two products of a structure.
+      h: the output, which is GRU's and FastRNN's state.
+      c: LSTM's memory.
+      hn: GRU's recurrent product for the candidate, 16 bits.
+      weight_bits: of all matrices, 2 to 16; every output of a matrix has a frac of its own.
+    """
+
+    x: Format = Format(8, 5)
+    x_in: Format = Format(8, 5)
+    x_mid: Format = Format(16, 11)
+    h_in: Format = Format(8, 7)
+    h_mid: Format = Format(16, 12)
+    h: Format = Format(8, 7)
+    c: Format = Format(16, 12)
+    hn: Format = Format(16, 11)
+    weight_bits: int = 8
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.weight_bits <= 16:
+            raise ValueError(f"weight_bits: is {self.weight_bits}, must be 2 to 16")
+        for name in ("x", "x_in", "x_mid", "h_in", "h_mid", "h", "c", "hn"):
+            form = getattr(self, name)
+            if not (2 <= form.bits <= 16 and -8 <= form.frac <= 20):
+                raise ValueError(f"{name}: is {form.bits} bits, frac {form.frac}; must be 2 to 16 bits, frac -8 to 20")
+
+    def __getitem__(self, point: str) -> Format:
+        """The format of a point of `rnnc.steps` or of a structure's product."""
+        match point:
+            case "x" | "h" | "c" | "hn":
+                return getattr(self, point)
+            case "gx.in" | "gx.mid" | "gh.in" | "gh.mid":
+                return getattr(self, point[1:].replace(".", "_"))
+            case "gx" | "gh" | "gp":
+                return SUM
+            case "fc" | "ig":
+                return Format(WIDE, self.c.frac)
+            case "zn" | "zh" | "bh" | "an":
+                return Format(WIDE, self.h.frac)
+            case "rh":
+                return Format(WIDE, fixed.FRAC_IN)
+            case "1-z":
+                return Format(WIDE, fixed.FRAC_OUT)
+            case "in" | "scalar":
+                return INPUT
+        raise KeyError(f"{point}: no such point")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """The chip's arithmetic: stored arrays are int32 that fit their formats; weights and constants stay real numbers
+    on their grids, as `weight` and `constant` make them.
+
+    Args:
+      formats: of the points.
+
+    >>> A = Fixed(formats=Formats())
+    >>> A.mul("h", Number(jnp.int32(16384), 15), Number(jnp.int32(16384), 15))  # a half squared, as 8 bits with frac 7
+    Number(array=Array(32, dtype=int32, weak_type=True), frac=7)
+
+    Source: section 3.4 of our style guide; kernels/SEMANTICS.md is the contract.
+    """
+
+    formats: Formats
+
+    def weight(self, w: Array, axes: tuple[int, ...]) -> Array:
+        """w on its grid: numbers that differ along `axes` alone share a frac, the largest that holds them all."""
+        frac = fixed.weight_frac(w, axes, self.formats.weight_bits)
+        return fixed.round_half_up(w, frac)
+
+    def constant(self, point: str, a: Array) -> Array:
+        """a on the grid of its point, saturated."""
+        form = self.formats[point]
+        return fixed.quantise(a, form).astype(jnp.float32) * np.float32(form.step)
+
+    def dot(self, point: str, source: str, x: Array, w: Array) -> Array:
+        """x w for x [..., n] stored at `source`, w [n, m]; sums are exact, then rounded once."""
+        target, bits = self.formats[point], self.formats.weight_bits
+        frac = fixed.weight_frac(w, (0,), bits)
+        q = (w * fixed.power(frac)).astype(jnp.int32)
+        sums = (x.reshape(-1, w.shape[0]) @ q).reshape(*x.shape[:-1], w.shape[1])
+        s = (frac + self.formats[source].frac - target.frac).reshape((1,) * (x.ndim - 1) + (-1,))
+        return fixed.requant(sums, s, target.bits)
+
+    def bias(self, point: str, z: Array, b: Array) -> Array:
+        return z + fixed.quantise(b, self.formats[point])
+
+    def move(self, point: str, source: str, a: Array) -> Array:
+        """An array stored at one point as it is stored at another."""
+        return self.store(point, Number(a, self.formats[source].frac)).array
+
+    def at(self, point: str, a: Array) -> Number:
+        if not jnp.issubdtype(a.dtype, jnp.integer):
+            a = fixed.quantise(a, self.formats[point])
+        return Number(a, self.formats[point].frac)
+
+    def array(self, a: Number) -> Array:
+        return a.array
+
+    def real(self, a: Number) -> Array:
+        return a.array.astype(jnp.float32) * np.float32(2.0**-a.frac)
+
+    def above(self, value: float) -> float:
+        """The next number that a gate can be."""
+        return math.ceil(math.ldexp(value, fixed.FRAC_OUT)) / (1 << fixed.FRAC_OUT)
+
+    def split(self, a: Number, parts: int) -> list[Number]:
+        return [Number(part, a.frac) for part in jnp.split(a.array, parts, axis=-1)]
+
+    def spread(self, a: Number, shape: tuple[int, ...]) -> Number:
+        return Number(jnp.broadcast_to(a.array, shape), a.frac)
+
+    def store(self, point: str, a: Number) -> Number:
+        form = self.formats[point]
+        return Number(fixed.requant(a.array, a.frac - form.frac, form.bits), form.frac)
+
+    def add(self, point: str, a: Number, b: Number) -> Number:
+        assert a.frac == b.frac, f"{point}: {a.frac}, {b.frac}"
+        return self.store(point, Number(a.array + b.array, a.frac))
+
+    def mul(self, point: str, a: Number, b: Number) -> Number:
+        return self.store(point, Number(a.array * b.array, a.frac + b.frac))
+
+    def complement(self, point: str, a: Number) -> Number:
+        return Number((1 << a.frac) - a.array, a.frac)
+
+    def sigmoid(self, point: str, a: Number) -> Number:
+        return Number(fixed.lookup(fixed.SIGMOID, self.store("in", a).array), fixed.FRAC_OUT)
+
+    def tanh(self, point: str, a: Number) -> Number:
+        return Number(fixed.lookup(fixed.TANH, self.store("in", a).array), fixed.FRAC_OUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fake:
+    """`Fixed` for training: the same numbers as real ones in float32, and a gradient.
+
+    The gradient is that of the real operation at the rounded operands; it is zero where the result saturates. Matrix
+    products run in float32, in two parts where one would not be exact; all else is `Fixed` itself.
+
+    Args:
+      formats: of the points.
+
+    >>> A = Fake(formats=Formats())
+    >>> a = A.at("h", jnp.float32(0.3))
+    >>> float(a.array), float(A.mul("h", a, a).array)
+    (0.296875, 0.0859375)
+
+    Source: straight-through rounding as in section 1.4 of our survey; the rest is ours.
+    """
+
+    formats: Formats
+
+    @property
+    def chip(self) -> Fixed:
+        """What it imitates."""
+        return Fixed(formats=self.formats)
+
+    def weight(self, w: Array, axes: tuple[int, ...]) -> Array:
+        return _passed(self.chip.weight(jax.lax.stop_gradient(w), axes), w)
+
+    def constant(self, point: str, a: Array) -> Array:
+        return self._within(point, self.chip.constant(point, jax.lax.stop_gradient(a)), a)
+
+    def dot(self, point: str, source: str, x: Array, w: Array) -> Array:
+        flat, form = x.reshape(-1, w.shape[0]), self.formats[source]
+        scale = np.float32(2.0 ** self.formats[point].frac)
+        largest = w.shape[0] * ((1 << self.formats.weight_bits - 1) - 1) * (form.highest + 1)
+        if largest < EXACT:
+            y = flat @ w
+            whole = jnp.floor(jax.lax.stop_gradient(y) * scale + 0.5)
+        else:
+            y, whole = _in_parts(flat, w, form, scale)
+        target = self.formats[point]
+        exact = jnp.clip(whole, target.lowest, target.highest) / scale
+        return self._within(point, exact, y).reshape(*x.shape[:-1], w.shape[1])
+
+    def bias(self, point: str, z: Array, b: Array) -> Array:
+        return z + b
+
+    def move(self, point: str, source: str, a: Array) -> Array:
+        if self.formats[point] == self.formats[source]:
+            return a
+        return self.store(point, Number(a, self.formats[source].frac)).array
+
+    def at(self, point: str, a: Array) -> Number:
+        return Number(a, self.formats[point].frac)
+
+    def array(self, a: Number) -> Array:
+        return a.array
+
+    def real(self, a: Number) -> Array:
+        return a.array
+
+    def above(self, value: float) -> float:
+        return self.chip.above(value)
+
+    def split(self, a: Number, parts: int) -> list[Number]:
+        return self.chip.split(a, parts)
+
+    def spread(self, a: Number, shape: tuple[int, ...]) -> Number:
+        return self.chip.spread(a, shape)
+
+    def store(self, point: str, a: Number) -> Number:
+        return self._through(point, "store", lambda a: a, a)
+
+    def add(self, point: str, a: Number, b: Number) -> Number:
+        return self._through(point, "add", jnp.add, a, b)
+
+    def mul(self, point: str, a: Number, b: Number) -> Number:
+        return self._through(point, "mul", jnp.multiply, a, b)
+
+    def complement(self, point: str, a: Number) -> Number:
+        return Number(1.0 - a.array, a.frac)
+
+    def sigmoid(self, point: str, a: Number) -> Number:
+        return self._activated(point, "sigmoid", lambda y: y * (1.0 - y), a)
+
+    def tanh(self, point: str, a: Number) -> Number:
+        return self._activated(point, "tanh", lambda y: 1.0 - y * y, a)
+
+    def _chip(self, point: str, operation: str, *operands: Number) -> tuple[Array, int]:
+        """What the chip makes of the operands, as real numbers, and its frac."""
+        whole = [Number(_whole(jax.lax.stop_gradient(a.array), a.frac), a.frac) for a in operands]
+        found = getattr(self.chip, operation)(point, *whole)
+        return found.array.astype(jnp.float32) * np.float32(2.0**-found.frac), found.frac
+
+    def _through(self, point: str, operation: str, real: Callable[..., Array], *operands: Number) -> Number:
+        exact, frac = self._chip(point, operation, *operands)
+        return Number(self._within(point, exact, real(*(a.array for a in operands))), frac)
+
+    def _within(self, point: str, exact: Array, real: Array) -> Array:
+        """`exact` with the gradient of `real` where both agree to a step: elsewhere it has saturated."""
+        form = self.formats[point]
+        if form.bits >= SUM.bits:
+            return _passed(exact, real)
+        return _passed_where(jnp.abs(jax.lax.stop_gradient(real) - exact) <= form.step, exact, real)
+
+    def _activated(self, point: str, operation: str, slope: Callable[[Array], Array], a: Number) -> Number:
+        y, frac = self._chip(point, operation, a)
+        return Number(_sloped(y, a.array, slope), frac)
+
+
+def _whole(a: Array, frac: int) -> Array:
+    return (a * np.float32(2.0**frac)).astype(jnp.int32)
+
+
+def _in_parts(x: Array, w: Array, form: Format, scale: np.float32) -> tuple[Array, Array]:
+    """x w, about, and floor(x w scale + 1/2), exactly: of the high and the low bits of x, in one product."""
+    q = x * np.float32(2.0**form.frac)
+    high = jnp.floor(q * np.float32(2.0**-8) + 0.5) * 256
+    parts = jnp.concatenate([high, q - high]) * np.float32(form.step)
+    upper, lower = jnp.split(parts @ w, 2)
+    top, rest = (jax.lax.stop_gradient(part) * scale for part in (upper, lower))
+    return upper + lower, jnp.floor(top) + jnp.floor((top - jnp.floor(top)) + rest + 0.5)
+
+
+@jax.custom_vjp
+def _passed(exact: Array, real: Array) -> Array:
+    """`exact` with the gradient of `real`."""
+    return exact
+
+
+@jax.custom_vjp
+def _passed_where(inside: Array, exact: Array, real: Array) -> Array:
+    """`exact` with the gradient of `real` where it is inside."""
+    return exact
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _sloped(y: Array, a: Array, slope: Callable[[Array], Array]) -> Array:
+    """y as a function of a, whose derivative is slope(y)."""
+    return y
+
+
+_passed.defvjp(lambda exact, real: (exact, None), lambda _, d: (jnp.zeros_like(d), d))
+_passed_where.defvjp(
+    lambda inside, exact, real: (exact, inside), lambda inside, d: (None, jnp.zeros_like(d), jnp.where(inside, d, 0.0))
+)
+_sloped.defvjp(lambda y, a, slope: (y, y), lambda slope, y, d: (jnp.zeros_like(d), d * slope(y)))

@@ -92,7 +92,7 @@ class Cell(nnx.RNNCellBase):
     def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
         """One step: carry and inputs [..., n] -> the next carry and the output [..., m]."""
         _width(type(self).__name__, inputs, self.in_features)
-        carry = self.core(self.weights(), carry, inputs)
+        carry = self.core(self.core.prepared(self.weights()), carry, inputs)
         return carry, self.core.output(carry)
 
     def initialize_carry(
@@ -264,7 +264,7 @@ class Skip(nnx.RNNCellBase):
     def __call__(self, carry: SkipCarry, inputs: Array) -> tuple[SkipCarry, Array]:
         """One step: inputs [..., n] -> the next carry and the output [..., m]."""
         _width("Skip", inputs, self.in_features)
-        carry = self.core(self.weights(), carry, inputs)
+        carry = self.core(self.core.prepared(self.weights()), carry, inputs)
         return carry, self.core.output(carry)
 
     def initialize_carry(
@@ -374,7 +374,8 @@ class RNN(nnx.Module):
             carry = self.cell.initialize_carry((*batch, xs.shape[-1]))
         carry = jax.tree.map(lambda a: jnp.broadcast_to(a, (*batch, a.shape[-1])).reshape(-1, a.shape[-1]), carry)
         flat = xs.reshape(xs.shape[0], -1, xs.shape[-1])
-        carry, ys = cast(tuple[Any, Any], run(core, seq_lengths is not None, self.cell.weights(), carry, flat))
+        weights = core.prepared(self.cell.weights())
+        carry, ys = cast(tuple[Any, Any], run(core, seq_lengths is not None, weights, carry, flat))
         if seq_lengths is not None:
             last = seq_lengths.reshape(-1) - 1
             carry = jax.tree.map(lambda a: a[last, jnp.arange(a.shape[1])], ys)

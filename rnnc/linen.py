@@ -53,7 +53,7 @@ class Cell(nn.RNNCellBase):
     @nn.compact
     def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
         """One step: carry and inputs [..., n] -> the next carry and the output [..., m]."""
-        carry = self.core(self._weights(inputs.shape[-1]), carry, inputs)
+        carry = self.core(self.core.prepared(self._weights(inputs.shape[-1])), carry, inputs)
         return carry, self.core.output(carry)
 
     def _weights(self, n: int) -> Params:

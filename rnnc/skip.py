@@ -94,6 +94,12 @@ class SkipCore:
         states = tuple(core.carry(batch, m, dtype) for core, m in zip(self.cores, units, strict=True))
         return first_carry(states)
 
+    def prepared(self, params: Params) -> Params:
+        """The parameters as the arithmetic can use them; see `rnnc.steps.Core.prepared`."""
+        A, gate = self.cores[-1].arith, params["gate"]
+        ready = {"kernel": A.weight(gate["kernel"], (0,)), "bias": A.constant("gp", gate["bias"])}
+        return {"cells": [core.prepared(w) for core, w in zip(self.cores, params["cells"])], "gate": ready}
+
     def candidates(self, params: Params, carry: SkipCarry, x: Array) -> list[Carry]:
         """The states of all cells if the frame x [..., n] is not skipped."""
         states = []
@@ -105,15 +111,16 @@ class SkipCore:
     def gate(self, params: Params, c: Array) -> Array:
         """c w + b for the top cell's memory [..., m]: [..., 1]."""
         A = self.cores[-1].arith
-        z = A.dot("gp", c, params["kernel"])
-        return A.add("gp", z, params["bias"].astype(z.dtype).reshape((1,) * z.ndim))
+        z = A.dot("gp", "c" if self.cores[-1].step.state > 1 else "h", c, params["kernel"])
+        return A.bias("gp", z, params["bias"].reshape((1,) * z.ndim))
 
     def combine(self, carry: SkipCarry, candidates: Sequence[Carry], z: Array) -> SkipCarry:
         """The next state out of the last one, the candidates and z = c~ w + b."""
         probability = _grown(carry)
         u = _straight((probability > 0.5).astype(probability.dtype), probability)
-        share = self.cores[-1].arith.sigmoid("du", z).astype(u.dtype)
-        increment = _straight(jnp.maximum(share, 0.5 / (self.longest + 0.5)), share)
+        A = self.cores[-1].arith
+        share = A.real(A.sigmoid("du", A.at("gp", z))).astype(u.dtype)
+        increment = _straight(jnp.maximum(share, A.above(0.5 / (self.longest + 0.5))), share)
         return SkipCarry(
             tuple(jax.tree.map(partial(_mixed, u), new, held) for new, held in zip(candidates, carry.cells)),
             _mixed(u, jnp.zeros_like(probability), probability),
@@ -138,7 +145,8 @@ class SkipCore:
 def first_carry(states: tuple[Carry, ...]) -> SkipCarry:
     """A stack with these states [..., m] that updates on the next frame."""
     like = jax.tree.leaves(states)[0]
-    zero = jnp.zeros((*like.shape[:-1], 1), jnp.promote_types(like.dtype, jnp.float32))
+    kind = like.dtype if jnp.issubdtype(like.dtype, jnp.floating) else jnp.float32
+    zero = jnp.zeros((*like.shape[:-1], 1), jnp.promote_types(kind, jnp.float32))
     return SkipCarry(states, zero, jnp.ones_like(zero), zero)
 
 
@@ -194,8 +202,11 @@ _straight.defvjp(lambda value, slope: (value, None), lambda _, d: (jnp.zeros_lik
 
 def _mixed(u: Array, new: Array, held: Array) -> Array:
     """u new + (1 - u) held: one of the two exactly, with the gradient of the sum."""
+    mixed = jnp.where(u > 0.5, new, held)
+    if not jnp.issubdtype(held.dtype, jnp.floating):
+        return mixed
     share = u.astype(held.dtype)
-    return _straight(jnp.where(share > 0.5, new, held), share * new + (1.0 - share) * held)
+    return _straight(mixed, share * new + (1.0 - share) * held)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

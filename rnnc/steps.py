@@ -32,11 +32,11 @@ def lstm(A: Arithmetic, carry: tuple[Array, Array], zx: Array, zh: Array, scalar
 
     Source: Hochreiter and Schmidhuber 1997 with forget gate; gate order and bias as Flax's LSTM cells have them.
     """
-    c, _ = carry
-    i, f, g, o = jnp.split(A.add("z", zx, zh), 4, axis=-1)
+    c = A.at("c", carry[0])
+    i, f, g, o = A.split(A.add("in", A.at("gx", zx), A.at("gh", zh)), 4)
     i, f, o, g = A.sigmoid("i", i), A.sigmoid("f", f), A.sigmoid("o", o), A.tanh("g", g)
     c = A.add("c", A.mul("fc", f, c), A.mul("ig", i, g))
-    return c, A.mul("h", o, A.tanh("tc", c))
+    return A.array(c), A.array(A.mul("h", o, A.tanh("tc", c)))
 
 
 def gru(A: Arithmetic, carry: Array, zx: Array, zh: Array, scalars: Params) -> Array:
@@ -49,12 +49,13 @@ def gru(A: Arithmetic, carry: Array, zx: Array, zh: Array, scalars: Params) -> A
 
     Source: Cho et al. 2014, reset after the recurrent product, as Flax's GRU cells have it.
     """
-    xr, xz, xn = jnp.split(zx, 3, axis=-1)
-    hr, hz, hn = jnp.split(zh, 3, axis=-1)
-    r = A.sigmoid("r", A.add("r.in", xr, hr))
-    z = A.sigmoid("z", A.add("z.in", xz, hz))
-    n = A.tanh("n", A.add("n.in", xn, A.mul("rh", r, hn)))
-    return A.add("h", A.mul("zn", A.complement("1-z", z), n), A.mul("zh", z, carry))
+    xr, xz, xn = A.split(A.at("gx", zx), 3)
+    hr, hz, hn = A.split(A.at("gh", zh), 3)
+    r = A.sigmoid("r", A.add("in", xr, hr))
+    z = A.sigmoid("z", A.add("in", xz, hz))
+    n = A.tanh("n", A.add("in", xn, A.mul("rh", r, A.store("hn", hn))))
+    h = A.add("h", A.mul("zn", A.complement("1-z", z), n), A.mul("zh", z, A.at("h", carry)))
+    return A.array(h)
 
 
 def fastrnn(A: Arithmetic, carry: Array, zx: Array, zh: Array, scalars: Params) -> Array:
@@ -67,12 +68,9 @@ def fastrnn(A: Arithmetic, carry: Array, zx: Array, zh: Array, scalars: Params) 
 
     Source: Kusupati et al. 2018 (FastGRNN), equations as in its reference code.
     """
-    candidate = A.tanh("n", A.add("n.in", zx, zh))
-    beta, alpha = (
-        jnp.broadcast_to(A.sigmoid(name, scalars[name]), candidate.shape).astype(carry.dtype)
-        for name in ("beta", "alpha")
-    )
-    return A.add("h", A.mul("bh", beta, carry), A.mul("an", alpha, candidate))
+    candidate = A.tanh("n", A.add("in", A.at("gx", zx), A.at("gh", zh)))
+    beta, alpha = (A.spread(A.sigmoid(name, A.at("scalar", scalars[name])), carry.shape) for name in ("beta", "alpha"))
+    return A.array(A.add("h", A.mul("bh", beta, A.at("h", carry)), A.mul("an", alpha, candidate)))
 
 
 class Step(NamedTuple):
@@ -188,14 +186,17 @@ class Core:
         """zx = x W + b: [..., n] -> [..., gates m]; of a joint matrix, [x; 0] W + b."""
         if isinstance(self.recurrent, Joint):
             x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, self._rows(params) - x.shape[-1])])
+        x = self.arith.move("gx.in", "x", x)
         return self._biased("bias", params, "gx", self.kernel.apply(self.arith, "gx", params["kernel"], x))
 
     def recurrent_product(self, params: Params, h: Array) -> Array:
         """zh = h U + b': [..., m] -> [..., gates m]; of a joint matrix, [0; h] W + b'."""
         if isinstance(self.recurrent, Joint):
+            h = self.arith.move("gx.in", "h", h)
             h = jnp.pad(h, [(0, 0)] * (h.ndim - 1) + [(self._rows(params) - h.shape[-1], 0)])
-            z = self.kernel.apply(self.arith, "gh", params["kernel"], h)
+            z = self.kernel.apply(self.arith, "gx", params["kernel"], h)
         else:
+            h = self.arith.move("gh.in", "h", h)
             z = self.recurrent.apply(self.arith, "gh", params["recurrent"], h)
         return self._biased("recurrent_bias", params, "gh", z)
 
@@ -218,7 +219,19 @@ class Core:
         return self.kernel.shape(params["kernel"])[0]
 
     def _biased(self, name: str, params: Params, point: str, z: Array) -> Array:
-        return z if name not in params else self.arith.add(point, z, _like(params[name], z))
+        return z if name not in params else self.arith.bias(point, z, _like(params[name], z))
+
+    def prepared(self, params: Params) -> Params:
+        """The parameters as the arithmetic can use them: in integers, on their grids. Made once, before any loop."""
+        ready = dict(params)
+        for side in ("kernel", "recurrent"):
+            if side in params:
+                axes = getattr(self, side).grids(params[side])
+                ready[side] = {name: self.arith.weight(w, axes[name]) for name, w in params[side].items()}
+        for name, point in (("bias", "gx"), ("recurrent_bias", "gh")):
+            if name in params:
+                ready[name] = self.arith.constant(point, params[name])
+        return ready | {name: self.arith.constant("scalar", params[name]) for name, _ in self.step.scalars}
 
     def scalars(self, params: Params) -> Params:
         """The trainable scalars among the parameters."""
@@ -239,6 +252,7 @@ class Core:
         """
         h = self.output(carry)
         if isinstance(self.recurrent, Joint) and self.step.additive:
+            x, h = self.arith.move("gx.in", "x", x), self.arith.move("gx.in", "h", h)
             both = jnp.concatenate([x, h.astype(x.dtype)], axis=-1)
             zx = self._biased("bias", params, "gx", self.kernel.apply(self.arith, "gx", params["kernel"], both))
             zh = self._biased("recurrent_bias", params, "gh", jnp.zeros_like(zx))
@@ -250,4 +264,4 @@ class Core:
 def _like(bias: Array, z: Array) -> Array:
     """Give the bias the axes of z; one that is narrower than z belongs to the last gates."""
     bias = jnp.pad(bias, (z.shape[-1] - bias.shape[0], 0)) if bias.shape[0] < z.shape[-1] else bias
-    return bias.astype(z.dtype).reshape((1,) * (z.ndim - 1) + (-1,))
+    return bias.reshape((1,) * (z.ndim - 1) + (-1,))

@@ -47,6 +47,7 @@ class Structure(Protocol):
     def adjoint(self, w: Weights) -> Callable[[Array], Array]: ...
     def dense(self, w: Weights) -> Array: ...
     def shape(self, w: Weights) -> Shape: ...
+    def grids(self, w: Weights) -> dict[str, tuple[int, ...]]: ...
     def cost(self, shape: Shape, gates: int = 1) -> Cost: ...
 
 
@@ -68,7 +69,7 @@ class Dense:
 
     def apply(self, arith: Arithmetic, point: str, w: Weights, x: Array) -> Array:
         """y = x W for x [..., n]; y [..., m] is stored at `point`."""
-        return arith.dot(point, x, w["w"])
+        return arith.dot(point, f"{point}.in", x, w["w"])
 
     def adjoint(self, w: Weights) -> Callable[[Array], Array]:
         """The function dy -> dy W^T; the transposed matrix is made once, outside any loop that calls it."""
@@ -83,6 +84,10 @@ class Dense:
         """(n, m) of weights that `init` made."""
         n, m = w["w"].shape
         return n, m
+
+    def grids(self, w: Weights) -> dict[str, tuple[int, ...]]:
+        """Along which axes of each array the weights of one output lie: in integers they share a frac."""
+        return {"w": (0,)}
 
     def cost(self, shape: Shape, gates: int = 1) -> Cost:
         """n m weights, n m multiplications."""
@@ -140,8 +145,8 @@ class LowRank:
     def apply(self, arith: Arithmetic, point: str, w: Weights, x: Array) -> Array:
         """y = (x U) V; x U is stored at `point`.mid."""
         blocks, n, r = w["u"].shape
-        mid = arith.dot(f"{point}.mid", x, jnp.moveaxis(w["u"], 0, 1).reshape(n, -1))
-        parts = [arith.dot(point, mid[..., g * r : (g + 1) * r], w["v"][g]) for g in range(blocks)]
+        mid = arith.dot(f"{point}.mid", f"{point}.in", x, jnp.moveaxis(w["u"], 0, 1).reshape(n, -1))
+        parts = [arith.dot(point, f"{point}.mid", mid[..., g * r : (g + 1) * r], w["v"][g]) for g in range(blocks)]
         return jnp.concatenate(parts, axis=-1)
 
     def adjoint(self, w: Weights) -> Callable[[Array], Array]:
@@ -155,6 +160,10 @@ class LowRank:
     def shape(self, w: Weights) -> Shape:
         """(n, m) of weights that `init` made."""
         return w["u"].shape[1], w["v"].shape[0] * w["v"].shape[2]
+
+    def grids(self, w: Weights) -> dict[str, tuple[int, ...]]:
+        """Along which axes of each array the weights of one output lie: in integers they share a frac."""
+        return {"u": (1,), "v": (1,)}
 
     def cost(self, shape: Shape, gates: int = 1) -> Cost:
         """r (n + m) weights and multiplications per block."""
@@ -239,15 +248,17 @@ class Kron:
         m2, n2 = w["b"].shape[2:]
         z = x.reshape(-1, n1, n2)
         if Factors((m1, n1), (m2, n2)).b_first:
-            mid = arith.dot(f"{point}.mid", z, w["b"].reshape(-1, n2).T).reshape(-1, n1, blocks, terms, m2)
+            mid = arith.dot(f"{point}.mid", f"{point}.in", z, w["b"].reshape(-1, n2).T).reshape(
+                -1, n1, blocks, terms, m2
+            )
             inner = mid.transpose(2, 0, 4, 3, 1).reshape(blocks, -1, m2, terms * n1)
             outer = w["a"].transpose(0, 1, 3, 2).reshape(blocks, terms * n1, m1)
-            parts = [jnp.swapaxes(arith.dot(point, inner[g], outer[g]), 1, 2) for g in range(blocks)]
+            parts = [jnp.swapaxes(arith.dot(point, f"{point}.mid", inner[g], outer[g]), 1, 2) for g in range(blocks)]
         else:
-            mid = arith.dot(f"{point}.mid", jnp.swapaxes(z, 1, 2), w["a"].reshape(-1, n1).T)
+            mid = arith.dot(f"{point}.mid", f"{point}.in", jnp.swapaxes(z, 1, 2), w["a"].reshape(-1, n1).T)
             inner = mid.reshape(-1, n2, blocks, terms, m1).transpose(2, 0, 4, 3, 1).reshape(blocks, -1, m1, terms * n2)
             outer = w["b"].transpose(0, 1, 3, 2).reshape(blocks, terms * n2, m2)
-            parts = [arith.dot(point, inner[g], outer[g]) for g in range(blocks)]
+            parts = [arith.dot(point, f"{point}.mid", inner[g], outer[g]) for g in range(blocks)]
         return jnp.stack(parts, axis=1).reshape(*x.shape[:-1], blocks * m1 * m2)
 
     def adjoint(self, w: Weights) -> Callable[[Array], Array]:
@@ -263,6 +274,16 @@ class Kron:
         """(n, m) of weights that `init` made."""
         (blocks, _, m1, n1), (m2, n2) = w["a"].shape, w["b"].shape[2:]
         return n1 * n2, blocks * m1 * m2
+
+    def grids(self, w: Weights) -> dict[str, tuple[int, ...]]:
+        """Along which axes of each array the weights of one output lie: in integers they share a frac.
+
+        The outer product sums over the terms too.
+        """
+        (m1, n1), (m2, n2) = w["a"].shape[2:], w["b"].shape[2:]
+        if Factors((m1, n1), (m2, n2)).b_first:
+            return {"a": (1, 3), "b": (3,)}
+        return {"a": (3,), "b": (1, 3)}
 
     def cost(self, shape: Shape, gates: int = 1) -> Cost:
         """m1 n1 + m2 n2 weights per block and term."""
@@ -335,7 +356,7 @@ class Hybrid:
     def apply(self, arith: Arithmetic, point: str, w: Weights, x: Array) -> Array:
         """y = [x T, the rest of x]."""
         blocks, n, _ = w["top"].shape
-        top = arith.dot(point, x, jnp.moveaxis(w["top"], 0, 1).reshape(n, -1))
+        top = arith.dot(point, f"{point}.in", x, jnp.moveaxis(w["top"], 0, 1).reshape(n, -1))
         rest = self.rest.apply(arith, point, w, x)
         parts = [y.reshape(*x.shape[:-1], blocks, -1) for y in (top, rest)]
         return jnp.concatenate(parts, axis=-1).reshape(*x.shape[:-1], -1)
@@ -354,6 +375,10 @@ class Hybrid:
         """(n, m) of weights that `init` made."""
         blocks, n, rows = w["top"].shape
         return n, blocks * rows + self.rest.shape(w)[1]
+
+    def grids(self, w: Weights) -> dict[str, tuple[int, ...]]:
+        """Along which axes of each array the weights of one output lie: in integers they share a frac."""
+        return {"top": (1,), **self.rest.grids(w)}
 
     def cost(self, shape: Shape, gates: int = 1) -> Cost:
         """rows n free weights per block, and those of the rest."""

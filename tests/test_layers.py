@@ -20,7 +20,8 @@ LAYERS = (
         " audio.mix audio.data audio.metrics audio.stft",
         "base",
     ),
-    ("arith", "arith", ""),
+    ("fixed", "fixed", ""),
+    ("arith", "arith", "fixed"),
     ("structure", "factors structure", "arith"),
     ("steps", "steps unroll skip", "arith structure"),
     ("cells", "cells", "arith structure steps"),
@@ -31,6 +32,7 @@ LAYERS = (
         "compress compress.factor compress.prune compress.affine compress.groups",
         "base audio arith structure steps cells linen model",
     ),
+    ("export", "export export.tables export.model", "base fixed arith structure steps cells"),
     ("train", "train train.loss train.checkpoint train.loop", "base audio"),
     (
         "recipes",

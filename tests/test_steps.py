@@ -179,5 +179,5 @@ def test_same_key_same_parameters(row, key):
 
 def test_float_casts_only_the_products():
     arith = Float(dtype=jnp.bfloat16)
-    assert arith.dot("gx", jnp.ones((2, 3)), jnp.ones((3, 4))).dtype == jnp.bfloat16
+    assert arith.dot("gx", "gx.in", jnp.ones((2, 3)), jnp.ones((3, 4))).dtype == jnp.bfloat16
     assert arith.add("h", jnp.ones(3), jnp.ones(3)).dtype == jnp.float32

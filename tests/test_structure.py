@@ -125,8 +125,8 @@ def test_cost_is_what_the_program_does(structure, shape):
 class _Mids(Float):
     """Notes how many values are stored at middle points."""
 
-    def dot(self, point, x, w):
-        y = super().dot(point, x, w)
+    def dot(self, point, source, x, w):
+        y = super().dot(point, source, x, w)
         if point.endswith(".mid"):
             sizes.append(y.size)
         return y

@@ -1,0 +1,110 @@
+/* Matrix times vector for every structure, plainly: the reference that faster kernels must equal. */
+#include "rnnc.h"
+
+#include <stddef.h>
+
+#include "rnnc_fixed.h"
+
+#define RNNC_SUM_BITS 24 /* of products and biases */
+
+/* The weight at a place of the store. Of 4 bits, two lie in a byte: 0xF1 holds 1 and -1. */
+static int32_t weight(const rnnc_plain *w, uint32_t place)
+{
+    if (w->bits == 16) {
+        return ((const int16_t *)w->weights)[place];
+    }
+    if (w->bits == 8) {
+        return ((const int8_t *)w->weights)[place];
+    }
+    const int32_t nibble = (((const uint8_t *)w->weights)[place >> 1] >> ((place & 1U) * 4U)) & 0xF;
+    return nibble < 8 ? nibble : nibble - 16;
+}
+
+/* Sum of weights times x over one row; `next` is the stride of x. */
+static int32_t sum(const rnnc_plain *w, uint32_t row, const int16_t *x, uint32_t next)
+{
+    int32_t total = 0;
+    if (w->index == NULL) {
+        for (uint32_t i = 0; i < w->inputs; i++) {
+            total += weight(w, row * w->inputs + i) * x[i * next];
+        }
+        return total;
+    }
+    for (uint32_t b = w->start[row]; b < w->start[row + 1]; b++) {
+        for (uint32_t i = 0; i < w->block; i++) {
+            total += weight(w, b * w->block + i) * x[(w->index[b] + i) * next];
+        }
+    }
+    return total;
+}
+
+static int32_t output(const rnnc_plain *w, uint32_t row, const int16_t *x, uint32_t next, int bits)
+{
+    return rnnc_requant(sum(w, row, x, next), w->shifts[row], bits);
+}
+
+int32_t rnnc_plain_output(const rnnc_plain *w, uint32_t row, const int16_t *x)
+{
+    return output(w, row, x, 1, RNNC_SUM_BITS);
+}
+
+static void lowrank(const rnnc_mat *mat, uint32_t block, const int16_t *x, int32_t *y, int16_t *mid)
+{
+    const uint32_t rank = mat->second.inputs, m = mat->second.outputs / mat->blocks;
+    for (uint32_t r = 0; r < rank; r++) {
+        mid[r] = (int16_t)output(&mat->first, block * rank + r, x, 1, mat->mid_bits);
+    }
+    for (uint32_t i = 0; i < m; i++) {
+        y[i] = output(&mat->second, block * m + i, mid, 1, RNNC_SUM_BITS);
+    }
+}
+
+static void kron(const rnnc_mat *mat, uint32_t block, const int16_t *x, int32_t *y, int16_t *mid)
+{
+    const uint32_t terms = mat->terms, width = mat->second.inputs, lines = width / terms;
+    const uint32_t p = mat->first.outputs / mat->blocks / terms, q = mat->second.outputs / mat->blocks;
+    for (uint32_t t = 0; t < terms; t++) {
+        for (uint32_t i = 0; i < p; i++) {
+            const uint32_t row = (block * terms + t) * p + i;
+            for (uint32_t j = 0; j < lines; j++) {
+                mid[i * width + t * lines + j] =
+                    (int16_t)output(&mat->first, row, x + j * mat->x_line, mat->x_next, mat->mid_bits);
+            }
+        }
+    }
+    for (uint32_t j = 0; j < q; j++) {
+        for (uint32_t i = 0; i < p; i++) {
+            y[j * mat->y_second + i * mat->y_first] =
+                output(&mat->second, block * q + j, mid + i * width, 1, RNNC_SUM_BITS);
+        }
+    }
+}
+
+uint32_t rnnc_mat_scratch(const rnnc_mat *mat)
+{
+    uint32_t numbers = 0;
+    if (mat->kind == RNNC_LOWRANK) {
+        numbers = mat->second.inputs;
+    }
+    if (mat->kind == RNNC_KRON) {
+        numbers = (uint32_t)(mat->first.outputs / mat->blocks / mat->terms) * mat->second.inputs;
+    }
+    return (numbers + 1) / 2;
+}
+
+void rnnc_matvec(const rnnc_mat *mat, const int16_t *x, int32_t *y, int32_t *scratch)
+{
+    const uint32_t outputs = mat->outputs / mat->blocks;
+    for (uint32_t g = 0; g < mat->blocks; g++) {
+        int32_t *out = y + g * outputs;
+        for (uint32_t i = 0; i < mat->top; i++) {
+            out[i] = output(&mat->plain, g * mat->top + i, x, 1, RNNC_SUM_BITS);
+        }
+        if (mat->kind == RNNC_LOWRANK) {
+            lowrank(mat, g, x, out + mat->top, (int16_t *)scratch);
+        }
+        if (mat->kind == RNNC_KRON) {
+            kron(mat, g, x, out + mat->top, (int16_t *)scratch);
+        }
+    }
+}

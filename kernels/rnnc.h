@@ -1,0 +1,127 @@
+/* Recurrent layers in integers, for chips without a floating-point unit.
+ *
+ * Every number is q * 2^-frac, at a named point that SEMANTICS.md lists. The results equal those of the Python library's
+ * `Fixed` arithmetic bit for bit. There is no heap, no global and no floating point here: a model is constant data (as
+ * the exporter writes it), the caller owns state and scratch, and nothing is kept between calls but the state.
+ *
+ * Activations are int16 arrays whatever their format's width: one of 8 bits lies within -128 .. 127.
+ */
+#ifndef RNNC_H
+#define RNNC_H
+
+#include <stdint.h>
+
+/* A matrix of so many outputs, each with a frac of its own, all weights stored; or the kept ones alone. */
+typedef struct {
+    uint16_t outputs;      /* rows as stored */
+    uint16_t inputs;       /* columns as stored */
+    uint8_t bits;          /* of a weight: 4 (two in a byte, the first in the low half), 8 or 16 */
+    uint8_t block;         /* sparse: neighbouring weights that an index stands for, 1 or 4; else unused */
+    const void *weights;   /* int8_t or int16_t [outputs * inputs], row by row; sparse: [blocks kept * block] */
+    const int8_t *shifts;  /* [outputs]: of the sum, to the frac of the point where it is stored */
+    const uint16_t *index; /* sparse: [blocks kept], the input where each begins, row by row; NULL: all are stored */
+    const uint32_t *start; /* sparse: [outputs + 1], where each row begins in `index`; else NULL */
+} rnnc_plain;
+
+typedef enum { RNNC_DENSE, RNNC_LOWRANK, RNNC_KRON } rnnc_kind;
+
+/* A structured matrix, y = W x, in `blocks` blocks of outputs that lie side by side (the gates, or one for all).
+ *
+ * Each block: first `top` outputs of a plain matrix, then those of a product of two matrices, if there is one:
+ *   LOWRANK  y = second (first x)
+ *   KRON     x is a grid; `first` runs along its lines of first.inputs numbers, `second` over what comes out,
+ *            with the terms side by side; the strides say in which of the two orders the factors are applied.
+ */
+typedef struct {
+    rnnc_kind kind;
+    uint16_t inputs, outputs;
+    uint16_t blocks;
+    uint16_t top;       /* free outputs of a block; all, in a dense matrix */
+    rnnc_plain plain;   /* [blocks * top][inputs] */
+    rnnc_plain first;   /* LOWRANK: [blocks * r][inputs]; KRON: [blocks * terms * p][k] */
+    rnnc_plain second;  /* LOWRANK: [blocks * m][r]; KRON: [blocks * q][terms * lines] */
+    uint8_t terms;      /* KRON: summands */
+    uint8_t mid_bits;   /* of what comes out of `first` */
+    uint16_t x_line, x_next;   /* KRON: strides of x from line to line, and within one */
+    uint16_t y_first, y_second; /* KRON: strides of y along the outputs of `first` and of `second` */
+} rnnc_mat;
+
+typedef enum { RNNC_LSTM, RNNC_GRU, RNNC_FASTRNN } rnnc_step;
+
+/* A cell of n inputs and m units. Shifts go from the frac of a point's operands to that of its result. */
+typedef struct {
+    rnnc_step step;
+    uint16_t n, m;
+    uint8_t joint;           /* `kernel` is applied to [x; h], `recurrent` is unused */
+    rnnc_mat kernel;         /* [gates * m][n]; joint: [gates * m][n + m] */
+    rnnc_mat recurrent;      /* [gates * m][m] */
+    const int32_t *bias;           /* [gates * m] on the input product, Q.12; NULL: none */
+    const int32_t *recurrent_bias; /* [gates * m] on the recurrent product, Q.12; NULL: none */
+    int8_t x_shift, h_shift; /* from x and h to what the matrices take */
+    uint8_t x_bits, h_bits;  /* bits of what the matrices take */
+    int8_t c_frac, h_frac;   /* of LSTM's memory (16 bits) and of the output */
+    uint8_t h_out_bits;      /* of the output */
+    int8_t hn_frac;          /* of GRU's recurrent product for the candidate (16 bits) */
+    int16_t alpha, beta;     /* FASTRNN: sigmoid(alpha), sigmoid(beta), Q0.15 */
+} rnnc_cell;
+
+typedef enum { RNNC_LINEAR, RNNC_RELU, RNNC_SIGMOID } rnnc_activation;
+
+/* A dense layer: y = activation(W x + b). */
+typedef struct {
+    rnnc_mat mat;
+    const int32_t *bias; /* [outputs], Q.12 */
+    rnnc_activation activation;
+    int8_t x_shift;      /* from x to what the matrix takes */
+    uint8_t x_bits;
+    int8_t y_shift;      /* from Q.12 (a sigmoid: from Q0.15) to the output */
+    uint8_t y_bits;
+} rnnc_dense;
+
+/* The gate of a stack that skips frames, over the top cell's memory (LSTM) or output. */
+typedef struct {
+    rnnc_plain gate;  /* [1][m], sums to Q.12 */
+    int32_t bias;     /* Q.12 */
+    int16_t slowest;  /* least increment, Q0.15 */
+} rnnc_skip;
+
+/* A stack of cells, the lowest first; `skip` lets all of them sleep, NULL: never. */
+typedef struct {
+    uint8_t cells;
+    const rnnc_cell *const *cell;
+    const rnnc_skip *skip;
+} rnnc_stack;
+
+/* Numbers of int16 that a state takes: of one cell (LSTM 2 m, else m), of a stack (two more where it skips). */
+uint32_t rnnc_cell_state(const rnnc_cell *cell);
+uint32_t rnnc_stack_state(const rnnc_stack *stack);
+
+/* Numbers of int32 that a step needs as scratch. */
+uint32_t rnnc_mat_scratch(const rnnc_mat *mat);
+uint32_t rnnc_cell_scratch(const rnnc_cell *cell);
+uint32_t rnnc_stack_scratch(const rnnc_stack *stack);
+uint32_t rnnc_dense_scratch(const rnnc_dense *dense);
+
+/* One output of a plain matrix, 24 bits, Q.12. */
+int32_t rnnc_plain_output(const rnnc_plain *w, uint32_t row, const int16_t *x);
+
+/* y = W x in int32, 24 bits. x [inputs], y [outputs], scratch [rnnc_mat_scratch]. */
+void rnnc_matvec(const rnnc_mat *mat, const int16_t *x, int32_t *y, int32_t *scratch);
+
+/* The state of silence. */
+void rnnc_stack_reset(const rnnc_stack *stack, int16_t *state);
+
+/* So many steps of one cell: x [steps][n], y [steps][m] or NULL. A state of zeros is that of silence. */
+void rnnc_cell_run(const rnnc_cell *cell, uint32_t steps, const int16_t *x, int16_t *y, int16_t *state, int32_t *scratch);
+
+/* So many frames of a stack: x [frames][n], y [frames][m of the top cell] or NULL. Returns how many were not skipped. */
+uint32_t rnnc_stack_run(
+    const rnnc_stack *stack, uint32_t frames, const int16_t *x, int16_t *y, int16_t *state, int32_t *scratch);
+
+/* How many of the coming frames will be skipped: for so long, y stays what it is. */
+uint32_t rnnc_stack_sleep(const rnnc_stack *stack, const int16_t *state);
+
+/* One dense layer: x [inputs], y [outputs]. */
+void rnnc_dense_run(const rnnc_dense *dense, const int16_t *x, int16_t *y, int32_t *scratch);
+
+#endif
