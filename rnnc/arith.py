@@ -216,8 +216,10 @@ class Fixed:
       formats: of the points.
 
     >>> A = Fixed(formats=Formats())
-    >>> A.mul("h", Number(jnp.int32(16384), 15), Number(jnp.int32(16384), 15))  # a half squared, as 8 bits with frac 7
-    Number(array=Array(32, dtype=int32, weak_type=True), frac=7)
+    >>> half = Number(jnp.int32(16384), 15)
+    >>> square = A.mul("h", half, half)
+    >>> int(square.array), square.frac
+    (32, 7)
 
     Source: section 3.4 of our style guide; kernels/SEMANTICS.md is the contract.
     """
@@ -303,9 +305,9 @@ class Fake:
       formats: of the points.
 
     >>> A = Fake(formats=Formats())
-    >>> a = A.at("h", jnp.float32(0.3))
-    >>> float(a.array), float(A.mul("h", a, a).array)
-    (0.296875, 0.0859375)
+    >>> a = A.at("h", jnp.float32(0.296875))  # 38 / 128
+    >>> float(A.mul("h", a, a).array)  # 11 / 128
+    0.0859375
 
     Source: straight-through rounding as in section 1.4 of our survey; the rest is ours.
     """

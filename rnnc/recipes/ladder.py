@@ -182,7 +182,7 @@ class Climb:
         ladder = self.ladder
         if rung.name == ladder.foot:
             ladder = dataclasses.replace(
-                ladder, common={key: ladder.common[key] for key in ("data",) if key in ladder.common}
+                ladder, common={key: ladder.common[key] for key in ("seed", "data", "mix") if key in ladder.common}
             )
         return _config(ladder, rung, _model(self.start(rung)), str(self.start(rung)))
 
