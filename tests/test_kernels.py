@@ -94,10 +94,11 @@ def _cell(kind: str, pair: str, arith, n: int = N, m: int = M):
 
 def _loud(cell, scale: float):
     """Weights that drive gates into saturation, and biases."""
-    drawn = jax.tree.map(
-        lambda a: scale * a + (0.3 * jax.random.normal(jax.random.key(a.size), a.shape) if a.ndim == 1 else 0.0),
-        cell.weights(),
-    )
+
+    def louder(a):
+        return scale * a if a.ndim > 1 else a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape)
+
+    drawn = jax.tree.map(louder, cell.weights())
     cell.set_weights(drawn)
     return cell
 
