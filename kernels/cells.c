@@ -1,4 +1,4 @@
-/* One time step of each cell, in the order and with the point names of rnnc/steps.py; skipping; dense layers. */
+/* One time step of each cell, in the order and with the point names of rnnc/steps.py, and stacks that may skip. */
 #include "rnnc.h"
 
 #include <stddef.h>
@@ -133,51 +133,16 @@ static void step(const rnnc_cell *cell, const int16_t *x, int16_t *state, int32_
     }
 }
 
-uint32_t rnnc_cell_state(const rnnc_cell *cell)
+static uint32_t cell_state(const rnnc_cell *cell)
 {
     return cell->step == RNNC_LSTM ? 2U * cell->m : cell->m;
 }
 
-uint32_t rnnc_cell_scratch(const rnnc_cell *cell)
+static uint32_t cell_scratch(const rnnc_cell *cell)
 {
     const uint32_t width = (uint32_t)gates_of[cell->step] * cell->m, moved = (cell->n + cell->m + 1U) / 2;
     const uint32_t a = rnnc_mat_scratch(&cell->kernel), b = cell->joint ? 0 : rnnc_mat_scratch(&cell->recurrent);
     return 2 * width + moved + (cell->joint && cell->step == RNNC_GRU ? moved : 0) + (a > b ? a : b);
-}
-
-void rnnc_cell_run(const rnnc_cell *cell, uint32_t steps, const int16_t *x, int16_t *y, int16_t *state, int32_t *scratch)
-{
-    const int16_t *h = cell->step == RNNC_LSTM ? state + cell->m : state;
-    for (uint32_t t = 0; t < steps; t++) {
-        step(cell, x + t * cell->n, state, scratch);
-        if (y != NULL) {
-            memcpy(y + t * cell->m, h, cell->m * sizeof *h);
-        }
-    }
-}
-
-void rnnc_dense_run(const rnnc_dense *dense, const int16_t *x, int16_t *y, int32_t *scratch)
-{
-    const uint32_t n = dense->mat.inputs, m = dense->mat.outputs;
-    int16_t *in = (int16_t *)scratch;
-    int32_t *z = scratch + (n + 1) / 2;
-    move(x, in, n, dense->x_shift, dense->x_bits);
-    product(&dense->mat, dense->bias, in, z, z + m);
-    for (uint32_t k = 0; k < m; k++) {
-        int32_t v = z[k];
-        if (dense->activation == RNNC_RELU && v < 0) {
-            v = 0;
-        }
-        if (dense->activation == RNNC_SIGMOID) {
-            v = sigmoid(saturate16(v));
-        }
-        y[k] = (int16_t)rnnc_requant(v, dense->y_shift, dense->y_bits);
-    }
-}
-
-uint32_t rnnc_dense_scratch(const rnnc_dense *dense)
-{
-    return (dense->mat.inputs + 1U) / 2 + dense->mat.outputs + rnnc_mat_scratch(&dense->mat);
 }
 
 /* The state of a stack: those of its cells, the lowest first; where it skips, the probability and the increment of an
@@ -186,7 +151,7 @@ static uint32_t cells_state(const rnnc_stack *stack)
 {
     uint32_t numbers = 0;
     for (uint32_t i = 0; i < stack->cells; i++) {
-        numbers += rnnc_cell_state(stack->cell[i]);
+        numbers += cell_state(stack->cell[i]);
     }
     return numbers;
 }
@@ -200,7 +165,7 @@ uint32_t rnnc_stack_scratch(const rnnc_stack *stack)
 {
     uint32_t most = 0;
     for (uint32_t i = 0; i < stack->cells; i++) {
-        const uint32_t numbers = rnnc_cell_scratch(stack->cell[i]);
+        const uint32_t numbers = cell_scratch(stack->cell[i]);
         most = numbers > most ? numbers : most;
     }
     return most;
@@ -231,7 +196,7 @@ static void update(const rnnc_stack *stack, const int16_t *x, int16_t *state, in
         step(cell, x, state, scratch);
         top = state;
         x = cell->step == RNNC_LSTM ? state + cell->m : state;
-        state += rnnc_cell_state(cell);
+        state += cell_state(cell);
     }
     if (stack->skip != NULL) {
         const rnnc_skip *skip = stack->skip;

@@ -1,8 +1,6 @@
 /* Matrix times vector for every structure, plainly: the reference that faster kernels must equal. */
 #include "rnnc.h"
 
-#include <stddef.h>
-
 #include "rnnc_fixed.h"
 
 #define RNNC_SUM_BITS 24 /* of products and biases */
@@ -10,13 +8,10 @@
 /* The weight at a place of the store. Of 4 bits, two lie in a byte: 0xF1 holds 1 and -1. */
 static int32_t weight(const rnnc_plain *w, uint32_t place)
 {
-    if (w->bits == 16) {
-        return ((const int16_t *)w->weights)[place];
-    }
     if (w->bits == 8) {
-        return ((const int8_t *)w->weights)[place];
+        return w->weights[place];
     }
-    const int32_t nibble = (((const uint8_t *)w->weights)[place >> 1] >> ((place & 1U) * 4U)) & 0xF;
+    const int32_t nibble = (w->weights[place >> 1] >> ((place & 1U) * 4U)) & 0xF;
     return nibble < 8 ? nibble : nibble - 16;
 }
 
@@ -24,16 +19,8 @@ static int32_t weight(const rnnc_plain *w, uint32_t place)
 static int32_t sum(const rnnc_plain *w, uint32_t row, const int16_t *x, uint32_t next)
 {
     int32_t total = 0;
-    if (w->index == NULL) {
-        for (uint32_t i = 0; i < w->inputs; i++) {
-            total += weight(w, row * w->inputs + i) * x[i * next];
-        }
-        return total;
-    }
-    for (uint32_t b = w->start[row]; b < w->start[row + 1]; b++) {
-        for (uint32_t i = 0; i < w->block; i++) {
-            total += weight(w, b * w->block + i) * x[(w->index[b] + i) * next];
-        }
+    for (uint32_t i = 0; i < w->inputs; i++) {
+        total += weight(w, row * w->inputs + i) * x[i * next];
     }
     return total;
 }

@@ -11,16 +11,13 @@
 
 #include <stdint.h>
 
-/* A matrix of so many outputs, each with a frac of its own, all weights stored; or the kept ones alone. */
+/* A matrix of so many outputs, each with a frac of its own. */
 typedef struct {
     uint16_t outputs;      /* rows as stored */
     uint16_t inputs;       /* columns as stored */
-    uint8_t bits;          /* of a weight: 4 (two in a byte, the first in the low half), 8 or 16 */
-    uint8_t block;         /* sparse: neighbouring weights that an index stands for, 1 or 4; else unused */
-    const void *weights;   /* int8_t or int16_t [outputs * inputs], row by row; sparse: [blocks kept * block] */
+    uint8_t bits;          /* of a weight: 4 (two in a byte, the first in the low half) or 8 */
+    const int8_t *weights; /* [outputs * inputs], row by row; of 4 bits, half as many */
     const int8_t *shifts;  /* [outputs]: of the sum, to the frac of the point where it is stored */
-    const uint16_t *index; /* sparse: [blocks kept], the input where each begins, row by row; NULL: all are stored */
-    const uint32_t *start; /* sparse: [outputs + 1], where each row begins in `index`; else NULL */
 } rnnc_plain;
 
 typedef enum { RNNC_DENSE, RNNC_LOWRANK, RNNC_KRON } rnnc_kind;
@@ -65,19 +62,6 @@ typedef struct {
     int16_t alpha, beta;     /* FASTRNN: sigmoid(alpha), sigmoid(beta), Q0.15 */
 } rnnc_cell;
 
-typedef enum { RNNC_LINEAR, RNNC_RELU, RNNC_SIGMOID } rnnc_activation;
-
-/* A dense layer: y = activation(W x + b). */
-typedef struct {
-    rnnc_mat mat;
-    const int32_t *bias; /* [outputs], Q.12 */
-    rnnc_activation activation;
-    int8_t x_shift;      /* from x to what the matrix takes */
-    uint8_t x_bits;
-    int8_t y_shift;      /* from Q.12 (a sigmoid: from Q0.15) to the output */
-    uint8_t y_bits;
-} rnnc_dense;
-
 /* The gate of a stack that skips frames, over the top cell's memory (LSTM) or output. */
 typedef struct {
     rnnc_plain gate;  /* [1][m], sums to Q.12 */
@@ -92,15 +76,12 @@ typedef struct {
     const rnnc_skip *skip;
 } rnnc_stack;
 
-/* Numbers of int16 that a state takes: of one cell (LSTM 2 m, else m), of a stack (two more where it skips). */
-uint32_t rnnc_cell_state(const rnnc_cell *cell);
+/* Numbers of int16 that a state takes: for each cell m (LSTM: 2 m), and two more where the stack skips. */
 uint32_t rnnc_stack_state(const rnnc_stack *stack);
 
 /* Numbers of int32 that a step needs as scratch. */
 uint32_t rnnc_mat_scratch(const rnnc_mat *mat);
-uint32_t rnnc_cell_scratch(const rnnc_cell *cell);
 uint32_t rnnc_stack_scratch(const rnnc_stack *stack);
-uint32_t rnnc_dense_scratch(const rnnc_dense *dense);
 
 /* One output of a plain matrix, 24 bits, Q.12. */
 int32_t rnnc_plain_output(const rnnc_plain *w, uint32_t row, const int16_t *x);
@@ -111,17 +92,11 @@ void rnnc_matvec(const rnnc_mat *mat, const int16_t *x, int32_t *y, int32_t *scr
 /* The state of silence. */
 void rnnc_stack_reset(const rnnc_stack *stack, int16_t *state);
 
-/* So many steps of one cell: x [steps][n], y [steps][m] or NULL. A state of zeros is that of silence. */
-void rnnc_cell_run(const rnnc_cell *cell, uint32_t steps, const int16_t *x, int16_t *y, int16_t *state, int32_t *scratch);
-
 /* So many frames of a stack: x [frames][n], y [frames][m of the top cell] or NULL. Returns how many were not skipped. */
 uint32_t rnnc_stack_run(
     const rnnc_stack *stack, uint32_t frames, const int16_t *x, int16_t *y, int16_t *state, int32_t *scratch);
 
 /* How many of the coming frames will be skipped: for so long, y stays what it is. */
 uint32_t rnnc_stack_sleep(const rnnc_stack *stack, const int16_t *state);
-
-/* One dense layer: x [inputs], y [outputs]. */
-void rnnc_dense_run(const rnnc_dense *dense, const int16_t *x, int16_t *y, int32_t *scratch);
 
 #endif

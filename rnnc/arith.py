@@ -164,7 +164,7 @@ class Formats:
       h: the output, which is GRU's and FastRNN's state.
       c: LSTM's memory.
       hn: GRU's recurrent product for the candidate, 16 bits.
-      weight_bits: of all matrices, 2 to 16; every output of a matrix has a frac of its own.
+      weight_bits: of all matrices, 2 to 8; every output of a matrix has a frac of its own.
     """
 
     x: Format = Format(8, 5)
@@ -178,8 +178,8 @@ class Formats:
     weight_bits: int = 8
 
     def __post_init__(self) -> None:
-        if not 2 <= self.weight_bits <= 16:
-            raise ValueError(f"weight_bits: is {self.weight_bits}, must be 2 to 16")
+        if not 2 <= self.weight_bits <= 8:
+            raise ValueError(f"weight_bits: is {self.weight_bits}, must be 2 to 8")
         for name in ("x", "x_in", "x_mid", "h_in", "h_mid", "h", "c", "hn"):
             form = getattr(self, name)
             if not (2 <= form.bits <= 16 and -8 <= form.frac <= 20):
@@ -328,8 +328,13 @@ class Fake:
     def dot(self, point: str, source: str, x: Array, w: Array) -> Array:
         flat, form = x.reshape(-1, w.shape[0]), self.formats[source]
         scale = np.float32(2.0 ** self.formats[point].frac)
-        largest = w.shape[0] * ((1 << self.formats.weight_bits - 1) - 1) * (form.highest + 1)
-        if largest < EXACT:
+        weights = w.shape[0] * ((1 << self.formats.weight_bits - 1) - 1)
+        if weights << 7 >= EXACT:
+            raise ValueError(
+                f"{point}: a sum over {w.shape[0]} inputs with weights of {self.formats.weight_bits} bits may be "
+                f"inexact in float32; at most {EXACT // (weights // w.shape[0] << 7)} inputs are not"
+            )
+        if weights * (form.highest + 1) < EXACT:
             y = flat @ w
             whole = jnp.floor(jax.lax.stop_gradient(y) * scale + 0.5)
         else:

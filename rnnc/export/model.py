@@ -39,7 +39,7 @@ class _Source:
     def array(self, what: str, kind: str, numbers: np.ndarray, comment: str) -> str:
         """Add an array; returns its name."""
         called = f"{self.name}_{what}"
-        self.bytes += numbers.size * {"int8_t": 1, "int16_t": 2, "int32_t": 4}[kind]
+        self.bytes += numbers.size * {"int8_t": 1, "int32_t": 4}[kind]
         self.lines += [f"/* {comment} */", f"static const {kind} {called}[{numbers.size}] = {{", *array(numbers), "};"]
         return called
 
@@ -211,16 +211,14 @@ def _plain(source: _Source, what: str, w: np.ndarray, x: Format, y: Format, bits
             f"inputs have {x.bits} bits and weights {bits}: take fewer of one"
         )
     shape = f"[{w.shape[0]}, {w.shape[1]}]"
-    kind = "int16_t" if bits > 8 else "int8_t"
     stored = q.ravel()
     if bits <= 4:
         pairs = np.append(stored, 0)[: stored.size + stored.size % 2].reshape(-1, 2) & 0xF
         stored = (pairs[:, 0] | pairs[:, 1] << 4).astype(np.uint8).astype(np.int8)
-    weights = source.array(what, kind, stored, f"{what}: weights {shape}, {bits} bits, one frac per output")
+    weights = source.array(what, "int8_t", stored, f"{what}: weights {shape}, {bits} bits, one frac per output")
     shifts = (frac.ravel() + x.frac - y.frac).astype(np.int64)
     called = source.array(f"{what}_shifts", "int8_t", shifts, f"{what}: from the sum's frac to {y.frac}")
-    stored_bits = 4 if bits <= 4 else 8 if bits <= 8 else 16
     return (
-        f"{{.outputs = {w.shape[0]}, .inputs = {w.shape[1]}, .bits = {stored_bits}, "
+        f"{{.outputs = {w.shape[0]}, .inputs = {w.shape[1]}, .bits = {4 if bits <= 4 else 8}, "
         f".weights = {weights}, .shifts = {called}}}"
     )
