@@ -28,7 +28,7 @@ static int32_t saturate16(int32_t v)
 }
 
 /* z = W x (+ b) for x as the matrix takes it. */
-static void product(const rnnc_mat *mat, const int32_t *bias, const int16_t *x, int32_t *z, int32_t *scratch)
+static void product(const rnnc_mat *mat, const int16_t *bias, const int16_t *x, int32_t *z, int32_t *scratch)
 {
     rnnc_matvec(mat, x, z, scratch);
     if (bias != NULL) {
@@ -105,8 +105,8 @@ static void step(const rnnc_cell *cell, const int16_t *x, int16_t *state, int32_
     if (cell->joint && cell->step != RNNC_GRU) {
         product(&cell->kernel, cell->bias, in, zx, own);
         memset(zh, 0, width * sizeof *zh);
-        if (cell->recurrent_bias != NULL) {
-            memcpy(zh, cell->recurrent_bias, width * sizeof *zh);
+        for (uint32_t i = 0; cell->recurrent_bias != NULL && i < width; i++) {
+            zh[i] = cell->recurrent_bias[i];
         }
     } else if (cell->joint) { /* GRU needs both products: of [x; 0] and of [0; h] */
         int16_t *padded = (int16_t *)own;

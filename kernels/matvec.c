@@ -1,6 +1,8 @@
 /* Matrix times vector for every structure, plainly: the reference that faster kernels must equal. */
 #include "rnnc.h"
 
+#include <stddef.h>
+
 #include "rnnc_fixed.h"
 
 #define RNNC_SUM_BITS 24 /* of products and biases */
@@ -19,8 +21,21 @@ static int32_t weight(const rnnc_plain *w, uint32_t place)
 static int32_t sum(const rnnc_plain *w, uint32_t row, const int16_t *x, uint32_t next)
 {
     int32_t total = 0;
-    for (uint32_t i = 0; i < w->inputs; i++) {
-        total += weight(w, row * w->inputs + i) * x[i * next];
+    if (w->map == NULL) {
+        for (uint32_t i = 0; i < w->inputs; i++) {
+            total += weight(w, row * w->inputs + i) * x[i * next];
+        }
+        return total;
+    }
+    const uint32_t blocks = w->inputs / w->block;
+    const uint8_t *map = w->map + row * ((blocks + 7) / 8);
+    uint32_t place = w->start[row];
+    for (uint32_t b = 0; b < blocks; b++) {
+        if ((map[b >> 3] >> (b & 7U)) & 1U) {
+            for (uint32_t i = b * w->block; i < (b + 1) * w->block; i++) {
+                total += weight(w, place++) * x[i * next];
+            }
+        }
     }
     return total;
 }

@@ -11,13 +11,16 @@
 
 #include <stdint.h>
 
-/* A matrix of so many outputs, each with a frac of its own. */
+/* A matrix of so many outputs, each with a frac of its own; all weights are stored, or the kept ones with a map. */
 typedef struct {
     uint16_t outputs;      /* rows as stored */
     uint16_t inputs;       /* columns as stored */
     uint8_t bits;          /* of a weight: 4 (two in a byte, the first in the low half) or 8 */
-    const int8_t *weights; /* [outputs * inputs], row by row; of 4 bits, half as many */
+    uint8_t block;         /* with a map: neighbouring inputs that a bit of it stands for; divides `inputs` */
+    const int8_t *weights; /* row by row; of 4 bits, half as many */
     const int8_t *shifts;  /* [outputs]: of the sum, to the frac of the point where it is stored */
+    const uint8_t *map;    /* [outputs][ceil(inputs / block / 8)]: set where a block is stored, from the lowest bit; or NULL */
+    const uint32_t *start; /* with a map: [outputs], where each row's weights begin */
 } rnnc_plain;
 
 typedef enum { RNNC_DENSE, RNNC_LOWRANK, RNNC_KRON } rnnc_kind;
@@ -52,8 +55,8 @@ typedef struct {
     uint8_t joint;           /* `kernel` is applied to [x; h], `recurrent` is unused */
     rnnc_mat kernel;         /* [gates * m][n]; joint: [gates * m][n + m] */
     rnnc_mat recurrent;      /* [gates * m][m] */
-    const int32_t *bias;           /* [gates * m] on the input product, Q.12; NULL: none */
-    const int32_t *recurrent_bias; /* [gates * m] on the recurrent product, Q.12; NULL: none */
+    const int16_t *bias;           /* [gates * m] on the input product, Q3.12; NULL: none */
+    const int16_t *recurrent_bias; /* [gates * m] on the recurrent product, Q3.12; NULL: none */
     int8_t x_shift, h_shift; /* from x and h to what the matrices take */
     uint8_t x_bits, h_bits;  /* bits of what the matrices take */
     int8_t c_frac, h_frac;   /* of LSTM's memory (16 bits) and of the output */
@@ -65,7 +68,7 @@ typedef struct {
 /* The gate of a stack that skips frames, over the top cell's memory (LSTM) or output. */
 typedef struct {
     rnnc_plain gate;  /* [1][m], sums to Q.12 */
-    int32_t bias;     /* Q.12 */
+    int16_t bias;     /* Q3.12 */
     int16_t slowest;  /* least increment, Q0.15 */
 } rnnc_skip;
 
@@ -75,6 +78,26 @@ typedef struct {
     const rnnc_cell *const *cell;
     const rnnc_skip *skip;
 } rnnc_stack;
+
+typedef enum { RNNC_RELU, RNNC_SIGMOID } rnnc_activation;
+
+/* A layer without memory: y = activation(W x + b). */
+typedef struct {
+    rnnc_mat mat;
+    const int16_t *bias; /* [outputs], Q3.12 */
+    rnnc_activation activation;
+    int8_t x_shift;      /* from x to what the matrix takes */
+    uint8_t x_bits;
+    int8_t y_frac;       /* of a rectified output; a sigmoid gives Q0.15 */
+    uint8_t y_bits;
+} rnnc_dense;
+
+/* A denoiser's network, from features to the mask: a stack, then dense layers. */
+typedef struct {
+    const rnnc_stack *stack;
+    uint8_t layers;
+    const rnnc_dense *layer;
+} rnnc_net;
 
 /* Numbers of int16 that a state takes: for each cell m (LSTM: 2 m), and two more where the stack skips. */
 uint32_t rnnc_stack_state(const rnnc_stack *stack);
@@ -95,6 +118,13 @@ void rnnc_stack_reset(const rnnc_stack *stack, int16_t *state);
 /* So many frames of a stack: x [frames][n], y [frames][m of the top cell] or NULL. Returns how many were not skipped. */
 uint32_t rnnc_stack_run(
     const rnnc_stack *stack, uint32_t frames, const int16_t *x, int16_t *y, int16_t *state, int32_t *scratch);
+
+/* The same for a network. Its state holds the last output too: that of a skipped frame. */
+uint32_t rnnc_net_state(const rnnc_net *net);
+uint32_t rnnc_net_scratch(const rnnc_net *net);
+void rnnc_net_reset(const rnnc_net *net, int16_t *state);
+uint32_t rnnc_net_run(
+    const rnnc_net *net, uint32_t frames, const int16_t *x, int16_t *y, int16_t *state, int32_t *scratch);
 
 /* How many of the coming frames will be skipped: for so long, y stays what it is. */
 uint32_t rnnc_stack_sleep(const rnnc_stack *stack, const int16_t *state);

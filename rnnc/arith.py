@@ -44,6 +44,7 @@ class Arithmetic(Protocol):
     def add(self, point: str, a: Any, b: Any) -> Any: ...
     def mul(self, point: str, a: Any, b: Any) -> Any: ...
     def complement(self, point: str, a: Any) -> Any: ...
+    def relu(self, point: str, a: Any) -> Any: ...
     def sigmoid(self, point: str, a: Any) -> Any: ...
     def tanh(self, point: str, a: Any) -> Any: ...
 
@@ -110,6 +111,9 @@ class Float:
         """1 - a."""
         return 1.0 - a
 
+    def relu(self, point: str, a: Array) -> Array:
+        return jax.nn.relu(a)
+
     def sigmoid(self, point: str, a: Array) -> Array:
         return _sigmoid(a)
 
@@ -155,7 +159,7 @@ EXACT = 1 << 23  # sums of products of whole numbers are exact in float32 below 
 class Formats:
     """Where the points of a layer lie.
 
-    The others follow: products and biases are stored as `fixed.SUM`, gates as `fixed.GATE`.
+    The others follow: products are stored as `fixed.SUM`, biases as `fixed.INPUT`, gates as `fixed.GATE`.
 
     Args:
       x: the input as it comes.
@@ -202,7 +206,7 @@ class Formats:
                 return Format(WIDE, fixed.FRAC_IN)
             case "1-z":
                 return Format(WIDE, fixed.FRAC_OUT)
-            case "in" | "scalar":
+            case "in" | "bias" | "scalar":
                 return INPUT
         raise KeyError(f"{point}: no such point")
 
@@ -246,7 +250,7 @@ class Fixed:
         return fixed.requant(sums, s, target.bits)
 
     def bias(self, point: str, z: Array, b: Array) -> Array:
-        return z + fixed.quantise(b, self.formats[point])
+        return z + fixed.quantise(b, self.formats["bias"])
 
     def move(self, point: str, source: str, a: Array) -> Array:
         """An array stored at one point as it is stored at another."""
@@ -286,6 +290,9 @@ class Fixed:
 
     def complement(self, point: str, a: Number) -> Number:
         return Number((1 << a.frac) - a.array, a.frac)
+
+    def relu(self, point: str, a: Number) -> Number:
+        return self.store(point, Number(jnp.maximum(a.array, 0), a.frac))
 
     def sigmoid(self, point: str, a: Number) -> Number:
         return Number(fixed.lookup(fixed.SIGMOID, self.store("in", a).array), fixed.FRAC_OUT)
@@ -380,6 +387,9 @@ class Fake:
 
     def complement(self, point: str, a: Number) -> Number:
         return Number(1.0 - a.array, a.frac)
+
+    def relu(self, point: str, a: Number) -> Number:
+        return self._through(point, "relu", jax.nn.relu, a)
 
     def sigmoid(self, point: str, a: Number) -> Number:
         return self._activated(point, "sigmoid", lambda y: y * (1.0 - y), a)

@@ -103,8 +103,10 @@ def to_table(config: Any) -> dict[str, Any]:
             kinds = [t for t in get_args(hints[field.name]) if dataclasses.is_dataclass(t)]
             kind = {"kind": type(value).__name__.lower()} if len(kinds) > 1 else {}
             table[field.name] = {**kind, **to_table(value)}
+        elif isinstance(value, tuple):
+            table[field.name] = [to_table(v) if dataclasses.is_dataclass(v) else v for v in value]
         elif value is not None:
-            table[field.name] = list(value) if isinstance(value, tuple) else value
+            table[field.name] = value
     return table
 
 
@@ -177,4 +179,6 @@ def _literal(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return "[" + ", ".join(_literal(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {_literal(v)}" for k, v in value.items()) + " }"
     return repr(value)

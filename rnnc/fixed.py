@@ -6,7 +6,8 @@ numbers work on int32 arrays; `saturate`, `shift`, `requant` and `lookup` have f
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ LARGEST_FRAC = 20  # of a weight: smaller ones are zero
 WIDEST = 1 << 30  # magnitudes that are shifted stay below it
 
 
-class Format(NamedTuple):
+@dataclass(frozen=True)
+class Format:
     """How a number is stored: q in two's complement with so many bits, the value is q 2^-frac.
 
     >>> Format(8, 7).highest, Format(16, 12).range
@@ -51,9 +53,9 @@ class Format(NamedTuple):
 
 
 SUM = Format(24, FRAC_IN)
-"""Products and biases before an activation: as many bits as float32 holds exactly."""
+"""Products before an activation: as many bits as float32 holds exactly."""
 INPUT = Format(16, FRAC_IN)
-"""What the tables take."""
+"""What the tables take; biases too."""
 GATE = Format(16, FRAC_OUT)
 """What they give."""
 

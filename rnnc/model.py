@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rnnc import cells
+from rnnc import cells, steps
+from rnnc.arith import Arithmetic, Fake, Float, Formats
 from rnnc.audio.stft import Bands, Stft
 from rnnc.skip import SkipCarry, frames_to_skip, updates
 from rnnc.steps import Core
@@ -36,6 +37,8 @@ class Model:
       hidden: width of the rectified layer before the mask.
       kernel, recurrent: structures of the recurrent layers' matrices.
       skip: one gate lets the recurrent layers sleep; the mask is held with them.
+      formats: the integers that every layer computes in, the recurrent ones, dense and mask, in this order, as
+        `rnnc.calibrate` finds them; empty: floating point.
 
     Source: TinyLSTMs (Fedorov et al. 2020), section 1.1 of our survey; outermost gains held, see `Bands`.
     """
@@ -52,6 +55,7 @@ class Model:
     kernel: Dense | LowRank | Kron | Hybrid = Dense()
     recurrent: Dense | LowRank | Kron | Hybrid | Joint = Dense()
     skip: bool = False
+    formats: tuple[Formats, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("rate_hz", "hidden"):
@@ -65,22 +69,32 @@ class Model:
             raise ValueError(f"feature_spread: is {self.feature_spread}, must be above 0")
         if self.bands.high_hz > self.rate_hz / 2:
             raise ValueError(f"bands.high_hz: is {self.bands.high_hz}, must be at most {self.rate_hz / 2}")
+        if self.formats and len(self.formats) != len(self.units) + 2:
+            raise ValueError(f"formats: holds {len(self.formats)}, must hold {len(self.units) + 2}, one for each layer")
+        for i, (below, above) in enumerate(itertools.pairwise(self.formats)):
+            if below.h != above.x:
+                raise ValueError(f"formats: {i} gives {below.h}, {i + 1} takes {above.x}, must be equal")
         for core, n, m in self.cores():
             for _, structure, shape in core.sides(n, m):
                 structure.cost(shape, core.step.gates)  # one that does not fit the sizes says so
 
     def cores(self) -> list[tuple[Core, int, int]]:
         """Each recurrent layer's cell, its inputs and its units, the lowest first."""
-        step = cells.CELLS[self.cell].step
-        core = Core(step=step, kernel=self.kernel, recurrent=self.recurrent)
-        return [(core, n, m) for n, m in itertools.pairwise((self.bands.count, *self.units))]
+        step, sizes = cells.CELLS[self.cell].step, itertools.pairwise((self.bands.count, *self.units))
+        make = partial(Core, step=step, kernel=self.kernel, recurrent=self.recurrent)
+        return [(make(arith=arith), n, m) for arith, (n, m) in zip(self.ariths(), sizes)]
+
+    def ariths(self) -> list[Arithmetic]:
+        """What each layer computes in: the recurrent ones, dense and mask."""
+        return [Fake(formats=formats) for formats in self.formats] or [Float()] * (len(self.units) + 2)
 
 
 class Enhancer(nnx.Module):
     """A recurrent denoiser with a real mask and the noisy phase.
 
     |X| -> bands -> power -> RNN layers -> Dense, relu -> Dense, sigmoid = mask [bands] -> gains [bins] -> gains X.
-    A mask of ones gives the input back.
+    A mask of ones gives the input back. With `Model.formats` all from the features' rounding to the mask are the
+    numbers that the chip computes.
 
     Args:
       model: sizes.
@@ -94,7 +108,10 @@ class Enhancer(nnx.Module):
     def __init__(self, model: Model, *, rngs: nnx.Rngs):
         self.model = model
         make = cells.CELLS[model.cell]
-        stack = [make(n, m, kernel=model.kernel, recurrent=model.recurrent, rngs=rngs) for _, n, m in model.cores()]
+        stack = [
+            make(n, m, kernel=core.kernel, recurrent=core.recurrent, arith=core.arith, rngs=rngs)
+            for core, n, m in model.cores()
+        ]
         alone = [cells.Skip(stack, rngs=rngs)] if model.skip else stack
         self.layers = nnx.List(cells.RNN(cell, time_major=True, return_carry=True) for cell in alone)
         self.dense = nnx.Linear(model.units[-1], model.hidden, rngs=rngs)
@@ -107,15 +124,21 @@ class Enhancer(nnx.Module):
         compressed = jnp.exp(self.model.power * jnp.log(_product(magnitude, gather)))
         return (compressed - self.model.feature_mean) / self.model.feature_spread
 
-    def gains(self, features: Array, carry: tuple | None = None) -> tuple[tuple, Array]:
-        """Features [T, B, bands] and the layers' carries -> (carries, gains of the bins [T, B, bins])."""
-        x, after = features, []
+    def levels(self, features: Array, carry: tuple | None = None) -> tuple[tuple, Array]:
+        """Features [T, B, bands] and the layers' carries -> (carries, mask over the bands [T, B, bands])."""
+        *_, dense, mask = ariths = self.model.ariths()
+        x, after = ariths[0].constant("x", features), []
         for rnn, initial in zip(self.layers, carry or (None,) * len(self.layers)):
             last, x = rnn(x, initial_carry=initial)
             after.append(last)
-        mask = jax.nn.sigmoid(self.mask(jax.nn.relu(self.dense(x))))
+        hidden = steps.dense(dense, _weights(self.dense), x)
+        return tuple(after), steps.dense(mask, _weights(self.mask), hidden, sigmoid=True)
+
+    def gains(self, features: Array, carry: tuple | None = None) -> tuple[tuple, Array]:
+        """Features [T, B, bands] and the layers' carries -> (carries, gains of the bins [T, B, bins])."""
+        carry, levels = self.levels(features, carry)
         spread = jnp.asarray(self.model.bands.spread(self.model.rate_hz, self.model.stft.bins))
-        return tuple(after), _product(mask, spread)
+        return carry, _product(levels, spread)
 
     def __call__(self, noisy: Array) -> Array:
         """Noisy signals [..., n] at `model.rate_hz` -> enhanced signals [..., n]."""
@@ -241,6 +264,11 @@ class Stream:
 def _hops(graph, weights, state: tuple, blocks: Array) -> tuple[tuple, Array]:
     """Some hops: blocks [n, B, hop] in and out."""
     return jax.lax.scan(nnx.merge(graph, weights).hop, state, blocks)
+
+
+def _weights(layer: nnx.Linear) -> steps.Params:
+    assert layer.bias is not None
+    return {"kernel": layer.kernel[...], "bias": layer.bias[...]}
 
 
 def _product(x: Array, w: Array) -> Array:

@@ -97,7 +97,7 @@ class SkipCore:
     def prepared(self, params: Params) -> Params:
         """The parameters as the arithmetic can use them; see `rnnc.steps.Core.prepared`."""
         A, gate = self.cores[-1].arith, params["gate"]
-        ready = {"kernel": A.weight(gate["kernel"], (0,)), "bias": A.constant("gp", gate["bias"])}
+        ready = {"kernel": A.weight(gate["kernel"], (0,)), "bias": A.constant("bias", gate["bias"])}
         return {"cells": [core.prepared(w) for core, w in zip(self.cores, params["cells"])], "gate": ready}
 
     def candidates(self, params: Params, carry: SkipCarry, x: Array) -> list[Carry]:

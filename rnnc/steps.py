@@ -228,9 +228,9 @@ class Core:
             if side in params:
                 axes = getattr(self, side).grids(params[side])
                 ready[side] = {name: self.arith.weight(w, axes[name]) for name, w in params[side].items()}
-        for name, point in (("bias", "gx"), ("recurrent_bias", "gh")):
+        for name in ("bias", "recurrent_bias"):
             if name in params:
-                ready[name] = self.arith.constant(point, params[name])
+                ready[name] = self.arith.constant("bias", params[name])
         return ready | {name: self.arith.constant("scalar", params[name]) for name, _ in self.step.scalars}
 
     def scalars(self, params: Params) -> Params:
@@ -259,6 +259,25 @@ class Core:
         else:
             zx, zh = self.input_product(params, x), self.recurrent_product(params, h)
         return self.pointwise(carry, zx, zh, self.scalars(params))
+
+
+def dense(A: Arithmetic, params: Params, x: Array, *, sigmoid: bool = False) -> Array:
+    """A layer without memory: y = relu(x W + b), or sigmoid(x W + b).
+
+    Args:
+      params: {"kernel" [n, m], "bias" [m]}.
+      x: [..., n], stored at the point x.
+      sigmoid: the activation; in integers its result has 16 bits, a relu's is stored at the point h.
+
+    Returns:
+      y [..., m].
+
+    >>> dense(Float(), {"kernel": -jnp.ones((3, 2)), "bias": jnp.array([1.0, 4.0])}, jnp.ones(3)).tolist()
+    [0.0, 1.0]
+    """
+    z = A.dot("gx", "gx.in", A.move("gx.in", "x", x), A.weight(params["kernel"], (0,)))
+    z = A.at("gx", A.bias("gx", z, _like(A.constant("bias", params["bias"]), z)))
+    return A.array(A.sigmoid("mask", z) if sigmoid else A.relu("h", z))
 
 
 def _like(bias: Array, z: Array) -> Array:

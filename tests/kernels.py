@@ -39,22 +39,37 @@ def pointer(a: np.ndarray):
     return a.ctypes.data_as(ctypes.POINTER(POINTER[a.dtype]))
 
 
-class Stack:
-    """A stack that was exported under a name, as the library runs it."""
+class _Exported:
+    """Something that was exported under a name, as the library runs it."""
 
-    def __init__(self, library: ctypes.CDLL, name: str, units: int):
-        self._library, self._units = library, units
-        self._stack = ctypes.byref(ctypes.c_char.in_dll(library, name))
-        self.state = np.zeros(library.rnnc_stack_state(self._stack), np.int16)
-        self._scratch = np.zeros(library.rnnc_stack_scratch(self._stack), np.int32)
-        library.rnnc_stack_reset(self._stack, pointer(self.state))
+    kind: str
+
+    def __init__(self, library: ctypes.CDLL, name: str, outputs: int):
+        self._outputs = outputs
+        self._call = lambda what: getattr(library, f"rnnc_{self.kind}_{what}")
+        self._data = ctypes.byref(ctypes.c_char.in_dll(library, name))
+        self.state = np.zeros(self._call("state")(self._data), np.int16)
+        self.scratch = np.zeros(self._call("scratch")(self._data), np.int32)
+        self._call("reset")(self._data, pointer(self.state))
 
     def run(self, x: np.ndarray) -> tuple[np.ndarray, int]:
-        """x [frames, n] int16 -> y [frames, m], and how many frames were not skipped."""
-        y = np.zeros((len(x), self._units), np.int16)
-        arguments = (pointer(np.ascontiguousarray(x)), pointer(y), pointer(self.state), pointer(self._scratch))
-        return y, self._library.rnnc_stack_run(self._stack, len(x), *arguments)
+        """x [frames, n] int16 -> y [frames, outputs], and how many frames were not skipped."""
+        y = np.zeros((len(x), self._outputs), np.int16)
+        arguments = (pointer(np.ascontiguousarray(x)), pointer(y), pointer(self.state), pointer(self.scratch))
+        return y, self._call("run")(self._data, len(x), *arguments)
+
+
+class Stack(_Exported):
+    """A stack of cells."""
+
+    kind = "stack"
 
     def sleep(self) -> int:
         """How many of the coming frames will be skipped."""
-        return self._library.rnnc_stack_sleep(self._stack, pointer(self.state))
+        return self._call("sleep")(self._data, pointer(self.state))
+
+
+class Net(_Exported):
+    """A stack with dense layers behind it."""
+
+    kind = "net"

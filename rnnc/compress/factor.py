@@ -16,7 +16,7 @@ from rnnc.structure import Dense, Hybrid, Joint, Kron, LowRank, Structure
 
 Array = np.ndarray
 Params = dict[Any, Any]
-CHANGES = ("kernel", "recurrent", "skip")  # of a model, that `start` can make
+CHANGES = ("kernel", "recurrent", "skip", "formats")  # of a model, that `start` can make
 
 
 def project(structure: Structure, w: Array, gates: int = 1) -> dict[str, Array]:
@@ -90,7 +90,7 @@ def start(params: Params, source: Model, target: Model, fresh: Params) -> Params
 
     Args:
       params: parameters of the trained model, a nested dict as from `nnx.to_pure_dict`.
-      source, target: the models; they may differ in `kernel`, `recurrent` and in that the target skips.
+      source, target: the models; they may differ in `kernel`, `recurrent`, `formats` and in that the target skips.
       fresh: parameters of the target as drawn; of them the gate of a skipping stack is kept.
 
     Raises:

@@ -1,6 +1,7 @@
-"""A trained stack of cells as C: constant data for kernels/, and a header that names it."""
+"""A trained stack of cells, or a whole denoiser's network, as C: constant data for kernels/, and a header."""
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from rnnc import fixed
 from rnnc.arith import Fake, Fixed, Formats
@@ -16,9 +18,10 @@ from rnnc.cells import Cell, Skip
 from rnnc.container import replace
 from rnnc.export.tables import array
 from rnnc.factors import Factors
-from rnnc.fixed import FRAC_IN, FRAC_OUT, SUM, Format
+from rnnc.fixed import FRAC_IN, FRAC_OUT, GATE, INPUT, SUM, Format
+from rnnc.model import Enhancer
 from rnnc.steps import Core, Params
-from rnnc.structure import Dense, Hybrid, Joint, Kron, LowRank
+from rnnc.structure import Dense, Hybrid, Joint, Kron, LowRank, Structure
 
 FORMAT_VERSION = 1
 LIMIT = 1 << 30  # sums stay below it
@@ -34,14 +37,21 @@ class _Source:
 
     name: str
     lines: list[str] = field(default_factory=list)
-    bytes: int = 0
+    about: list[str] = field(default_factory=list)
+    sizes: list["Size"] = field(default_factory=list)
+    flash: int = 0  # of all arrays so far
 
     def array(self, what: str, kind: str, numbers: np.ndarray, comment: str) -> str:
         """Add an array; returns its name."""
         called = f"{self.name}_{what}"
-        self.bytes += numbers.size * {"int8_t": 1, "int32_t": 4}[kind]
+        self.flash += numbers.size * {"int8_t": 1, "uint8_t": 1, "int16_t": 2, "uint32_t": 4}[kind]
         self.lines += [f"/* {comment} */", f"static const {kind} {called}[{numbers.size}] = {{", *array(numbers), "};"]
         return called
+
+    def layer(self, name: str, state: int, scratch: int) -> None:
+        """Note that all arrays since the last call belong to a layer; state and scratch in bytes."""
+        flash = self.flash - sum(size.flash for size in self.sizes)
+        self.sizes.append(Size(name=name, flash=flash, state=state, scratch=scratch))
 
     def struct(self, what: str, kind: str, body: Sequence[str]) -> str:
         """Add a structure; returns its name."""
@@ -50,13 +60,31 @@ class _Source:
         return called
 
 
-def write(folder: Path, name: str, cell: Cell | Skip | Sequence[Cell]) -> Path:
-    """Write `name`.c and `name`.h: a constant `rnnc_stack` of that name, to compile with the files of kernels/.
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What a layer takes on a chip, in bytes.
+
+    Args:
+      name: the layer.
+      flash: its weights, shifts, biases and indices; what the C structures add depends on the compiler.
+      state: what lives from frame to frame.
+      scratch: what its step needs; layers share one scratch.
+    """
+
+    name: str
+    flash: int
+    state: int
+    scratch: int
+
+
+def write(folder: Path, name: str, model: Cell | Skip | Sequence[Cell] | Enhancer) -> Path:
+    """Write `name`.c and `name`.h: constant data of that name, to compile with the files of kernels/.
 
     Args:
       folder: made if it is not there.
       name: a C identifier in lower case.
-      cell: a cell, a stack (the lowest first) or a `Skip`; their arithmetic says the formats (`Fake` or `Fixed`).
+      model: a cell, a stack (the lowest first) or a `Skip`, which become a `rnnc_stack`; or an enhancer, whose network
+        becomes a `rnnc_net`. Their arithmetic (`Fake` or `Fixed`) says the formats.
 
     Returns:
       The path of `name`.c.
@@ -74,47 +102,93 @@ def write(folder: Path, name: str, cell: Cell | Skip | Sequence[Cell]) -> Path:
     >>> "extern const rnnc_stack hello;" in text
     True
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ExportError(f"name: is {name!r}, must be lower-case letters, digits and '_', a letter first")
-    text, header = render(name, cell)
+    source = _render(name, model)
     folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / f"{name}.h", header)
-    replace(folder / f"{name}.c", text)
+    for suffix, text in zip((".h", ".c"), _texts(source)):
+        replace(folder / f"{name}{suffix}", text)
     return folder / f"{name}.c"
 
 
-def render(name: str, cell: Cell | Skip | Sequence[Cell]) -> tuple[str, str]:
-    """The texts of `name`.c and `name`.h; see `write`."""
-    stack = list(cell.cells) if isinstance(cell, Skip) else [cell] if isinstance(cell, Cell) else list(cell)
-    source, names = _Source(name), []
-    formats = before = _formats("layer 0", stack[0].core)
-    for i, one in enumerate(stack):
+def sizes(model: Cell | Skip | Sequence[Cell] | Enhancer) -> list[Size]:
+    """What each layer takes, in the order of the layers; state and scratch are what the C functions ask for.
+
+    >>> from flax import nnx
+    >>> from rnnc.cells import GRUCell
+    >>> cell = GRUCell(3, 8, arith=Fixed(formats=Formats(h=Format(16, 15))), rngs=nnx.Rngs(0))
+    >>> sizes(cell)
+    [Size(name='cell0', flash=360, state=16, scratch=216)]
+    """
+    return _render("model", model).sizes
+
+
+def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer) -> _Source:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ExportError(f"name: is {name!r}, must be lower-case letters, digits and '_', a letter first")
+    source = _Source(name)
+    if not isinstance(model, Enhancer):
+        cells = list(model.cells) if isinstance(model, Skip) else [model] if isinstance(model, Cell) else list(model)
+        last = _stack(source, f"const rnnc_stack {name}", cells, model if isinstance(model, Skip) else None)
+        source.about = _about("rnnc_stack", name, cells[0], last.h)
+        return source
+    if not model.model.formats:
+        raise ExportError("model: computes in floating point; train it with a section [quantise], or calibrate it")
+    below = [rnn.cell for rnn in model.layers]
+    skip = next((cell for cell in below if isinstance(cell, Skip)), None)
+    cells = list(skip.cells) if skip else [cell for cell in below if isinstance(cell, Cell)]
+    _stack(source, f"static const rnnc_stack {name}_stack", cells, skip)
+    ends = (("dense", model.dense, False), ("mask", model.mask, True))
+    widest = max(model.model.units[-1], model.model.hidden, model.model.bands.count)
+    layers = []
+    for (what, layer, sigmoid), formats in zip(ends, model.model.formats[-2:]):
+        layers.append(_dense(source, what, layer, formats, sigmoid=sigmoid))
+        state = 2 * model.model.bands.count if sigmoid else 0  # the mask is held
+        source.layer(what, state=state, scratch=4 * 2 * ((widest + 1) // 2 * 2))
+    dense, mask = layers
+    source.lines += [f"static const rnnc_dense {name}_layers[] = {{", f"    {dense},", f"    {mask}", "};", ""]
+    source.lines += [f"const rnnc_net {name} = {{.stack = &{name}_stack, .layers = 2, .layer = {name}_layers}};", ""]
+    source.about = _about("rnnc_net", name, cells[0], GATE)
+    return source
+
+
+def _about(kind: str, name: str, first: Cell, out: Format) -> list[str]:
+    """What the header says and declares."""
+    x = _formats("layer 0", first.core).x
+    return [f"/* In: {_words(x)}; out: {_words(out)}. */", f"extern const {kind} {name};"]
+
+
+def _texts(source: _Source) -> tuple[str, str]:
+    """The header and the data."""
+    body, guard = "\n".join(source.lines), f"{source.name.upper()}_H"
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    flash = sum(size.flash for size in source.sizes)
+    top = f"/* Model {source.name}, format version {FORMAT_VERSION}, {flash} bytes of numbers, sha256 {digest}. */"
+    opening = [top, f"#ifndef {guard}", f"#define {guard}", "", '#include "rnnc.h"', ""]
+    header = "\n".join([*opening, *source.about, "", "#endif", ""])
+    return header, f'{top}\n#include "{source.name}.h"\n\n{body}'
+
+
+def _stack(source: _Source, declared: str, cells: Sequence[Cell], skip: Skip | None) -> Formats:
+    """Add cells and the stack that they make; returns the formats of the last."""
+    names, before = [], None
+    for i, one in enumerate(cells):
         formats = _formats(f"layer {i}", one.core)
-        if i and (before.h != formats.x or stack[i - 1].hidden_features != one.in_features):
+        if before and (before.h != formats.x or cells[i - 1].hidden_features != one.in_features):
             raise ExportError(
-                f"layer {i}: takes {one.in_features} numbers as {tuple(formats.x)}, the one below gives "
-                f"{stack[i - 1].hidden_features} as {tuple(before.h)}"
+                f"layer {i}: takes {one.in_features} numbers of {_words(formats.x)}, the one below gives "
+                f"{cells[i - 1].hidden_features} of {_words(before.h)}"
             )
         names.append(_cell(source, f"cell{i}", one, formats))
         before = formats
-    skip = "0"
-    if isinstance(cell, Skip):
-        skip = f"&{_skip(source, cell)}"
+    assert before is not None
+    gate = f"&{_skip(source, skip)}" if skip else "0"
     refs = ", ".join(f"&{called}" for called in names)
-    source.lines += [f"static const rnnc_cell *const {name}_cells[] = {{{refs}}};", ""]
-    source.lines += [f"const rnnc_stack {name} = {{.cells = {len(stack)}, .cell = {name}_cells, .skip = {skip}}};", ""]
-    body = "\n".join(source.lines)
-    digest = hashlib.sha256(body.encode()).hexdigest()
-    top = f"/* Model {name}, format version {FORMAT_VERSION}, {source.bytes} bytes of numbers, sha256 {digest}. */\n"
-    first = _formats("layer 0", stack[0].core)
-    guard = f"{name.upper()}_H"
-    notes = [
-        f"/* {name}: {stack[0].in_features} numbers in, {stack[-1].hidden_features} out.",
-        f" * in: q 2^-{first.x.frac}, {first.x.bits} bits; out: q 2^-{before.h.frac}, {before.h.bits} bits. */",
-    ]
-    opening = [top.rstrip(), f"#ifndef {guard}", f"#define {guard}", "", '#include "rnnc.h"', ""]
-    header = "\n".join([*opening, *notes, f"extern const rnnc_stack {name};", "", "#endif", ""])
-    return top + f'#include "{name}.h"\n\n' + body, header
+    source.lines += [f"static const rnnc_cell *const {source.name}_cells[] = {{{refs}}};", ""]
+    source.lines += [f"{declared} = {{.cells = {len(cells)}, .cell = {source.name}_cells, .skip = {gate}}};", ""]
+    return before
+
+
+def _words(form: Format) -> str:
+    return f"{form.bits} bits, frac {form.frac}"
 
 
 def _formats(where: str, core: Core) -> Formats:
@@ -137,8 +211,8 @@ def _cell(source: _Source, what: str, cell: Cell, formats: Formats) -> str:
     for key, field_name in (("bias", "bias"), ("recurrent_bias", "recurrent_bias")):
         if key in params:
             width = step.gates * m
-            numbers = np.pad(np.asarray(fixed.quantise(params[key], SUM)), (width - params[key].size, 0))
-            called = source.array(f"{what}_{key}", "int32_t", numbers, f"{what}: {key}, Q.{FRAC_IN}")
+            numbers = np.pad(np.asarray(fixed.quantise(params[key], INPUT)), (width - params[key].size, 0))
+            called = source.array(f"{what}_{key}", "int16_t", numbers, f"{what}: {key}, Q3.{FRAC_IN}")
             body.append(f".{field_name} = {called}")
     h = formats.h
     body += [f".x_shift = {formats.x.frac - formats.x_in.frac}", f".x_bits = {formats.x_in.bits}"]
@@ -148,7 +222,32 @@ def _cell(source: _Source, what: str, cell: Cell, formats: Formats) -> str:
     for key, _ in step.scalars:
         gate = chip.sigmoid(key, chip.at("scalar", params[key]))
         body.append(f".{key} = {int(gate.array[0])}")
+    width, moved = step.gates * m, (n + m + 1) // 2
+    own = max(_scratch(structure, shape, step.gates) for _, structure, shape in core.sides(n, m))
+    numbers = 2 * width + moved * (2 if joint and not step.additive else 1) + own
+    source.layer(what, state=2 * step.state * m, scratch=4 * numbers)
     return source.struct(what, "rnnc_cell", body)
+
+
+def _dense(source: _Source, what: str, layer: nnx.Linear, formats: Formats, *, sigmoid: bool) -> str:
+    """A dense layer as an initializer."""
+    assert layer.bias is not None
+    chip = Fixed(formats=formats)
+    w, bias = (np.asarray(a[...]) for a in (layer.kernel, layer.bias))
+    w = np.asarray(chip.weight(jnp.asarray(w), (0,)))
+    mat = _mat(source, what, Dense(), {"w": w}, formats.x_in, formats.x_mid, formats.weight_bits)
+    biases = np.asarray(fixed.quantise(bias, INPUT))
+    called = source.array(f"{what}_bias", "int16_t", biases, f"{what}: bias, Q3.{FRAC_IN}")
+    body = [f".mat = {mat}", f".bias = {called}", f".activation = RNNC_{'SIGMOID' if sigmoid else 'RELU'}"]
+    body += [f".x_shift = {formats.x.frac - formats.x_in.frac}", f".x_bits = {formats.x_in.bits}"]
+    body += [f".y_frac = {formats.h.frac}", f".y_bits = {formats.h.bits}"]
+    return "{" + ", ".join(body) + "}"
+
+
+def _scratch(structure: Structure, shape: tuple[int, int], gates: int) -> int:
+    """Numbers of int32 that a product needs: the intermediate numbers of one block, int16."""
+    blocks = 1 if getattr(structure, "stacked", True) else gates
+    return (structure.cost(shape, gates).scratch // blocks + 1) // 2
 
 
 def _skip(source: _Source, skip: Skip) -> str:
@@ -158,7 +257,8 @@ def _skip(source: _Source, skip: Skip) -> str:
     memory = formats.c if top.step.state > 1 else formats.h
     plain = _plain(source, "gate", gate["kernel"].T, memory, SUM, formats.weight_bits)
     slowest = int(top.arith.above(0.5 / (skip.core.longest + 0.5)) * (1 << FRAC_OUT))
-    bias = int(fixed.quantise(gate["bias"], SUM)[0])
+    bias = int(fixed.quantise(gate["bias"], INPUT)[0])
+    source.layer("gate", state=4, scratch=0)
     return source.struct("skip", "rnnc_skip", [f".gate = {plain}", f".bias = {bias}", f".slowest = {slowest}"])
 
 
@@ -210,15 +310,43 @@ def _plain(source: _Source, what: str, w: np.ndarray, x: Format, y: Format, bits
             f"{what}, output {row}: its sum can reach {largest[row]}, must stay below 2^30 = {LIMIT}; "
             f"inputs have {x.bits} bits and weights {bits}: take fewer of one"
         )
+    frac_text = f"{bits} bits, one frac per output"
     shape = f"[{w.shape[0]}, {w.shape[1]}]"
-    stored = q.ravel()
-    if bits <= 4:
-        pairs = np.append(stored, 0)[: stored.size + stored.size % 2].reshape(-1, 2) & 0xF
-        stored = (pairs[:, 0] | pairs[:, 1] << 4).astype(np.uint8).astype(np.int8)
-    weights = source.array(what, "int8_t", stored, f"{what}: weights {shape}, {bits} bits, one frac per output")
+    sizes = {block: _sparse_bytes(q, block, bits) for block in (1, 4) if w.shape[1] % block == 0}
+    block, smallest = min(sizes.items(), key=lambda item: item[1])
+    body = [f".outputs = {w.shape[0]}", f".inputs = {w.shape[1]}", f".bits = {4 if bits <= 4 else 8}"]
+    if smallest < q.size // (2 if bits <= 4 else 1):
+        kept = _blocks(q, block)
+        stored = q.reshape(q.shape[0], -1, block)[kept].ravel()
+        text = f"{what}: {len(stored)} weights of {shape} in blocks of {block}, {frac_text}"
+        body += [f".block = {block}", f".weights = {source.array(what, 'int8_t', _packed(stored, bits), text)}"]
+        bitmap = np.packbits(kept, axis=1, bitorder="little").ravel()
+        body.append(f".map = {source.array(f'{what}_map', 'uint8_t', bitmap, f'{what}: which blocks are stored')}")
+        start = block * np.append(0, np.cumsum(kept.sum(axis=1)))[:-1]
+        body.append(f".start = {source.array(f'{what}_start', 'uint32_t', start, f'{what}: where each row begins')}")
+    else:
+        stored = source.array(what, "int8_t", _packed(q.ravel(), bits), f"{what}: weights {shape}, {frac_text}")
+        body.append(f".weights = {stored}")
     shifts = (frac.ravel() + x.frac - y.frac).astype(np.int64)
     called = source.array(f"{what}_shifts", "int8_t", shifts, f"{what}: from the sum's frac to {y.frac}")
-    return (
-        f"{{.outputs = {w.shape[0]}, .inputs = {w.shape[1]}, .bits = {4 if bits <= 4 else 8}, "
-        f".weights = {weights}, .shifts = {called}}}"
-    )
+    return "{" + ", ".join([*body, f".shifts = {called}"]) + "}"
+
+
+def _blocks(q: np.ndarray, block: int) -> np.ndarray:
+    """Which blocks of each row hold a weight: [outputs, inputs / block]."""
+    return (q.reshape(q.shape[0], -1, block) != 0).any(axis=2)
+
+
+def _sparse_bytes(q: np.ndarray, block: int, bits: int) -> int:
+    """Bytes of the kept weights, the map and the starts of the rows."""
+    kept = _blocks(q, block)
+    weights = kept.sum() * block / (2 if bits <= 4 else 1)
+    return math.ceil(weights) + kept.shape[0] * (math.ceil(kept.shape[1] / 8) + 4)
+
+
+def _packed(q: np.ndarray, bits: int) -> np.ndarray:
+    """Weights as they lie in memory: of 4 bits, two in a byte, the first in the low half."""
+    if bits > 4:
+        return q
+    pairs = np.append(q, 0)[: q.size + q.size % 2].reshape(-1, 2) & 0xF
+    return (pairs[:, 0] | pairs[:, 1] << 4).astype(np.uint8).astype(np.int8)

@@ -22,6 +22,7 @@ from rnnc.audio import data, io, metrics
 from rnnc.audio.data import Data, Sources
 from rnnc.audio.io import Pair
 from rnnc.audio.mix import Mix
+from rnnc.calibrate import Quantise, calibrated
 from rnnc.compress import factor
 from rnnc.compress.affine import Affine
 from rnnc.compress.groups import Groups
@@ -50,6 +51,7 @@ class Enhance:
       seed: of the weights, the corpus, the splits and the mixtures.
       start: a model file, or the name of a shipped one, whose weights the training starts from; structures may differ.
       prune: how weights are made fewer in training, if at all.
+      quantise: how numbers are made integers before training, if at all; ranges are read off mixtures of it.
       data, mix, model, loss, train: see there.
     """
 
@@ -61,6 +63,7 @@ class Enhance:
     loss: Loss = Loss()
     train: Train = Train()
     prune: Magnitude | Groups | Affine | None = None
+    quantise: Quantise | None = None
 
     def __post_init__(self) -> None:
         if self.prune is not None and not self.prune.end < self.train.steps:
@@ -190,7 +193,8 @@ def train(
     machine.prepare(config.train.batch, config.train.devices)
     _open(config, run, resume)
     sources = sources or open_sources(config, reporter)
-    graph, params = _initial(config)
+    model, params = _initial(config, sources, reporter)
+    graph, _ = nnx.split(Enhancer(model, rngs=nnx.Rngs(config.seed)), nnx.Param)
     pruner = config.prune or Pruner()
     pruned = [] if isinstance(pruner, Groups) else getattr(pruner, "only", [])
     frames = config.model.stft.frames(round(config.mix.seconds * config.model.rate_hz))
@@ -206,8 +210,7 @@ def train(
         return config.loss(enhanced, clean) + config.loss.budget(rate) + pruner.penalty(tree)
 
     def keep(tree: Any, step: int) -> None:
-        model, params = pruner.finish(tree, config.model)
-        save_model(run.model, model, params, {**origin, "step": step, "pruned": list(pruned)})
+        save_model(run.model, *pruner.finish(tree, model), {**origin, "step": step, "pruned": list(pruned)})
 
     before = 0.0  # seconds that calls before this one trained
 
@@ -224,7 +227,7 @@ def train(
 
     result = loop.fit(
         config.train,
-        params=pruner.attach(params, config.model),
+        params=pruner.attach(params, model),
         loss=loss,
         batch=lambda step: sources.train.batch(step, config.train.batch),
         validate=_validator(config, graph, pruner, sources.valid),
@@ -261,15 +264,19 @@ def _open(config: Enhance, run: Run, resume: bool) -> None:
     container.replace(run.config, text)
 
 
-def _initial(config: Enhance) -> tuple[Any, Any]:
-    """The enhancer's graph, and its parameters: drawn, or those of the model to start from in the new structures."""
+def _initial(config: Enhance, sources: Sources, reporter: Reporter) -> tuple[Model, Any]:
+    """The model, with formats if it is to have some, and its parameters: drawn, or those of the model to start from."""
     graph, state = nnx.split(Enhancer(config.model, rngs=nnx.Rngs(config.seed)), nnx.Param)
-    drawn = nnx.to_pure_dict(state)
-    if not config.start:
-        return graph, drawn
-    trained, _ = load_model(_model(config.start))
-    params = nnx.to_pure_dict(nnx.state(trained, nnx.Param))
-    return graph, jax.tree.map(np.asarray, factor.start(params, trained.model, config.model, drawn))
+    params = nnx.to_pure_dict(state)
+    if config.start:
+        trained, _ = load_model(_model(config.start))
+        theirs = nnx.to_pure_dict(nnx.state(trained, nnx.Param))
+        params = jax.tree.map(np.asarray, factor.start(theirs, trained.model, config.model, params))
+    if config.quantise is None:
+        return config.model, params
+    reporter.say(f"reading ranges off {config.quantise.batches} batches")
+    batches = (sources.train.batch(step, config.train.batch)[0] for step in range(config.quantise.batches))
+    return calibrated(nnx.merge(graph, params), batches, config.quantise), params
 
 
 def _validator(config: Enhance, graph: Any, pruner: Pruner, pairs: list[Pair]):

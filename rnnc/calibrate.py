@@ -1,0 +1,178 @@
+"""Calibration: which integers the layers of a trained denoiser need, seen on sound.
+
+The layers run in floating point, with an arithmetic that notes at every point how far the numbers would be from
+rounded and saturated ones, for each frac that could be chosen. The frac with the smallest sum of squares is taken.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rnnc import steps
+from rnnc.arith import Float, Formats
+from rnnc.cells import RNN, Skip
+from rnnc.fixed import Format
+from rnnc.model import Enhancer, Model
+from rnnc.skip import unroll_skip
+from rnnc.steps import Carry, Core
+from rnnc.unroll import unroll
+
+Array = jax.Array
+Errors = dict[str, Array]
+FRACS = tuple(range(-4, 16))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantise:
+    """How the numbers of a denoiser become integers.
+
+    Args:
+      weight_bits: of all matrices, 2 to 8.
+      activation_bits: of what the matrices take, 8 or 16; every other point has 16.
+      batches: batches of training mixtures that the ranges are read from.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 16
+    batches: int = 4
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.weight_bits <= 8:
+            raise ValueError(f"weight_bits: is {self.weight_bits}, must be 2 to 8")
+        if self.activation_bits not in (8, 16):
+            raise ValueError(f"activation_bits: is {self.activation_bits}, must be 8 or 16")
+        if self.batches < 1:
+            raise ValueError(f"batches: is {self.batches}, must be 1 or more")
+
+
+def calibrated(enhancer: Enhancer, noisy: Iterable[np.ndarray], quantise: Quantise) -> Model:
+    """The enhancer's model with formats for its weights and for the sound it hears.
+
+    Args:
+      enhancer: trained; formats that it has already are not looked at.
+      noisy: batches of signals [B, n] at its rate.
+      quantise: how many bits there are.
+
+    >>> enhancer = Enhancer(Model(units=(8,), hidden=8), rngs=nnx.Rngs(0))
+    >>> model = calibrated(enhancer, [np.ones((2, 4000), np.float32)], Quantise(activation_bits=8))
+    >>> [formats.x_in.bits for formats in model.formats]
+    [8, 8, 8]
+
+    Source: section 1.4 of our survey chooses ranges by learning; ours are read off, which needs no extra parameters.
+    """
+    plain = replace(enhancer.model, formats=())
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Enhancer(plain, rngs=nnx.Rngs(0))))
+    weights = nnx.state(enhancer)
+    total: list[Errors] = []
+    for batch in noisy:
+        found = _layers(graph, weights, quantise.activation_bits, jnp.asarray(batch))
+        total = jax.tree.map(np.add, total, found) if total else jax.tree.map(np.asarray, found)
+    if not total:
+        raise ValueError("calibrate: there is no batch, must be one or more")
+    formats, x = [], _best(total[0], "x", 16)
+    for errors in total:
+        best = partial(_best, errors)
+        taken = quantise.activation_bits
+        one = Formats(
+            x=x,
+            x_in=best("gx.in", taken),
+            x_mid=best("gx.mid", 16),
+            h_in=best("gh.in", taken),
+            h_mid=best("gh.mid", 16),
+            h=best("h", 16),
+            c=best("c", 16),
+            hn=best("hn", 16),
+            weight_bits=quantise.weight_bits,
+        )
+        formats.append(one)
+        x = one.h
+    return replace(plain, formats=tuple(formats))
+
+
+def _best(errors: Errors, point: str, bits: int) -> Format:
+    """The frac of least error; of a point that does not occur, a usual one."""
+    return Format(bits, FRACS[int(np.argmin(errors[point]))] if point in errors else bits - 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Watch(Float):
+    """Floating point that notes what passes its points.
+
+    Args:
+      taken: bits of what the matrices take.
+      errors: sum of squared errors by point, for each of `FRACS`.
+    """
+
+    taken: int
+    errors: Errors = field(default_factory=dict, compare=False)
+
+    def see(self, point: str, a: Array) -> Array:
+        bits = self.taken if point.endswith(".in") else 16
+        self.errors[point] = self.errors.get(point, 0.0) + _errors(a, bits)
+        return a
+
+    def dot(self, point: str, source: str, x: Array, w: Array) -> Array:
+        return super().dot(point, source, self.see(source, x), w)
+
+    def store(self, point: str, a: Array) -> Array:
+        return self.see(point, a)
+
+    def relu(self, point: str, a: Array) -> Array:
+        return self.see(point, super().relu(point, a))
+
+
+def _errors(a: Array, bits: int) -> Array:
+    """Sum of squares of what rounding and saturating to so many bits costs, for each of `FRACS`."""
+
+    def one(scale: Array) -> Array:
+        q = jnp.clip(jnp.floor(a * scale + 0.5), -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+        return jnp.sum(jnp.square(q / scale - a))
+
+    return jax.lax.map(one, jnp.asarray([2.0**frac for frac in FRACS], jnp.float32))
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _layers(graph: Any, weights: Any, taken: int, noisy: Array) -> list[Errors]:
+    """The errors of every layer on one batch."""
+    enhancer = nnx.merge(graph, weights)
+    x = jnp.swapaxes(enhancer.features(enhancer.model.stft.analyse(noisy)), 0, 1)
+    found: list[Errors] = []
+    for rnn in enhancer.layers:
+        for core, params, before, inputs, after in _frames(rnn, x):
+            watch = _Watch(taken=taken)
+            watch.see("x", inputs)
+            for name, state in zip(("c", "h")[-core.step.state :], jax.tree.leaves(after)):
+                watch.see(name, state)
+            replace(core, arith=watch)(params, before, inputs)
+            x = core.output(after)
+            found.append(watch.errors)
+    for layer, last in ((enhancer.dense, False), (enhancer.mask, True)):
+        watch = _Watch(taken=taken)
+        params = {"kernel": layer.kernel[...], "bias": layer.bias[...]}
+        x = steps.dense(watch, params, x.reshape(-1, x.shape[-1]), sigmoid=last)
+        found.append(watch.errors)
+    return found
+
+
+def _frames(rnn: RNN, x: Array) -> Sequence[tuple[Core, Any, Carry, Array, Carry]]:
+    """Of each cell: core, parameters, state before, input and state after of all frames, the frames side by side."""
+    carry, weights = rnn.cell.initialize_carry(x.shape[1:]), rnn.cell.weights()
+    if isinstance(rnn.cell, Skip):
+        every: Any = unroll_skip(rnn.cell.core, True, weights, carry, x)
+        parts = list(zip(rnn.cell.core.cores, weights["cells"], carry.cells, every[1].cells))
+    else:
+        every: Any = unroll(rnn.cell.core, True, weights, carry, x)
+        parts = [(rnn.cell.core, weights, carry, every[1])]
+    found = []
+    for core, params, first, after in parts:
+        before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), first, after)
+        flat = lambda tree: jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), tree)
+        found.append((core, params, flat(before), flat(x), flat(after)))
+        x = core.output(after)
+    return found
