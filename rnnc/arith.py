@@ -8,7 +8,7 @@ computes, on int32. `Fake` computes the same numbers as real ones, in float32, w
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -148,6 +148,14 @@ class Number(NamedTuple):
     """An operand of an integer arithmetic: an array, and the frac of what it holds."""
 
     array: Array
+    frac: int
+
+
+class Twin(NamedTuple):
+    """An operand of `Fake`: a number as it is trained, as the chip has it, and the frac of that."""
+
+    real: Array
+    whole: Array
     frac: int
 
 
@@ -356,56 +364,71 @@ class Fake:
     def move(self, point: str, source: str, a: Array) -> Array:
         if self.formats[point] == self.formats[source]:
             return a
-        return self.store(point, Number(a, self.formats[source].frac)).array
+        return self.store(point, self.at(source, a)).real
 
-    def at(self, point: str, a: Array) -> Number:
-        return Number(a, self.formats[point].frac)
+    def at(self, point: str, a: Array) -> Twin:
+        frac = self.formats[point].frac
+        return Twin(a, (jax.lax.stop_gradient(a) * np.float32(2.0**frac)).astype(jnp.int32), frac)
 
-    def array(self, a: Number) -> Array:
-        return a.array
+    def array(self, a: Twin) -> Array:
+        return a.real
 
-    def real(self, a: Number) -> Array:
-        return a.array
+    def real(self, a: Twin) -> Array:
+        return a.real
 
     def above(self, value: float) -> float:
         return self.chip.above(value)
 
-    def split(self, a: Number, parts: int) -> list[Number]:
-        return self.chip.split(a, parts)
+    def split(self, a: Twin, parts: int) -> list[Twin]:
+        both = (jnp.split(side, parts, axis=-1) for side in (a.real, a.whole))
+        return [Twin(real, whole, a.frac) for real, whole in zip(*both)]
 
-    def spread(self, a: Number, shape: tuple[int, ...]) -> Number:
-        return self.chip.spread(a, shape)
+    def spread(self, a: Twin, shape: tuple[int, ...]) -> Twin:
+        return Twin(jnp.broadcast_to(a.real, shape), jnp.broadcast_to(a.whole, shape), a.frac)
 
-    def store(self, point: str, a: Number) -> Number:
+    def store(self, point: str, a: Twin) -> Twin:
         return self._through(point, "store", lambda a: a, a)
 
-    def add(self, point: str, a: Number, b: Number) -> Number:
+    def add(self, point: str, a: Twin, b: Twin) -> Twin:
         return self._through(point, "add", jnp.add, a, b)
 
-    def mul(self, point: str, a: Number, b: Number) -> Number:
+    def mul(self, point: str, a: Twin, b: Twin) -> Twin:
         return self._through(point, "mul", jnp.multiply, a, b)
 
-    def complement(self, point: str, a: Number) -> Number:
-        return Number(1.0 - a.array, a.frac)
+    def complement(self, point: str, a: Twin) -> Twin:
+        return Twin(1.0 - a.real, self.chip.complement(point, Number(a.whole, a.frac)).array, a.frac)
 
-    def relu(self, point: str, a: Number) -> Number:
+    def relu(self, point: str, a: Twin) -> Twin:
         return self._through(point, "relu", jax.nn.relu, a)
 
-    def sigmoid(self, point: str, a: Number) -> Number:
-        return self._activated(point, "sigmoid", lambda y: y * (1.0 - y), a)
+    def sigmoid(self, point: str, a: Twin) -> Twin:
+        return self._activated("sigmoid", lambda y: y * (1.0 - y), a)
 
-    def tanh(self, point: str, a: Number) -> Number:
-        return self._activated(point, "tanh", lambda y: 1.0 - y * y, a)
+    def tanh(self, point: str, a: Twin) -> Twin:
+        return self._activated("tanh", lambda y: 1.0 - y * y, a)
 
-    def _chip(self, point: str, operation: str, *operands: Number) -> tuple[Array, int]:
-        """What the chip makes of the operands, as real numbers, and its frac."""
-        whole = [Number(_whole(jax.lax.stop_gradient(a.array), a.frac), a.frac) for a in operands]
-        found = getattr(self.chip, operation)(point, *whole)
-        return found.array.astype(jnp.float32) * np.float32(2.0**-found.frac), found.frac
+    def _through(self, point: str, operation: str, real: Callable[..., Array], *operands: Twin) -> Twin:
+        """The chip's result, with the gradient of the real operation; none where it lies at its format's bounds."""
+        _, frac = found = getattr(self.chip, operation)(point, *(Number(a.whole, a.frac) for a in operands))
+        whole, exact = found.array, found.array.astype(jnp.float32) * np.float32(2.0**-frac)
+        form, wished = self.formats[point], real(*(a.real for a in operands))
+        if form.bits > SUM.bits or point == "in":  # what an activation takes saturates in its slope
+            return Twin(_passed(exact, wished), whole, frac)
+        inside = (whole > form.lowest) & (whole < form.highest)
+        return Twin(_passed_where(inside, exact, wished), whole, frac)
 
-    def _through(self, point: str, operation: str, real: Callable[..., Array], *operands: Number) -> Number:
-        exact, frac = self._chip(point, operation, *operands)
-        return Number(self._within(point, exact, real(*(a.array for a in operands))), frac)
+    def _activated(self, operation: str, slope: Callable[[Array], Array], a: Twin) -> Twin:
+        """The chip's activation, with its slope at the result; none where that is the table's first or last value.
+
+        All 2^16 results are made beforehand: what is read from a table is not computed anew by all who use it.
+        """
+        results = _results(operation)
+        first, last = results[0], results[-1]
+        within = lambda y: jnp.where((y > first) & (y < last), slope(y), 0.0)
+        at = self.chip.store("in", Number(a.whole, a.frac)).array - INPUT.lowest
+        y = jnp.asarray(results).at[at].get(mode="promise_in_bounds")
+        whole = (y * np.float32(2.0**fixed.FRAC_OUT)).astype(jnp.int32)
+        return Twin(_sloped(y, a.real, within), whole, fixed.FRAC_OUT)
 
     def _within(self, point: str, exact: Array, real: Array) -> Array:
         """`exact` with the gradient of `real` where both agree to a step: elsewhere it has saturated."""
@@ -414,13 +437,14 @@ class Fake:
             return _passed(exact, real)
         return _passed_where(jnp.abs(jax.lax.stop_gradient(real) - exact) <= form.step, exact, real)
 
-    def _activated(self, point: str, operation: str, slope: Callable[[Array], Array], a: Number) -> Number:
-        y, frac = self._chip(point, operation, a)
-        return Number(_sloped(y, a.array, slope), frac)
 
-
-def _whole(a: Array, frac: int) -> Array:
-    return (a * np.float32(2.0**frac)).astype(jnp.int32)
+@cache
+def _results(operation: str) -> np.ndarray:
+    """What the chip's activation gives for every input, from the smallest on: float32 [65536]."""
+    knots = {"sigmoid": fixed.SIGMOID, "tanh": fixed.TANH}[operation]
+    with jax.ensure_compile_time_eval():
+        every = fixed.lookup(knots, jnp.arange(INPUT.lowest, INPUT.highest + 1))
+        return np.asarray(every) * np.float32(2.0**-fixed.FRAC_OUT)
 
 
 def _in_parts(x: Array, w: Array, form: Format, scale: np.float32) -> tuple[Array, Array]:

@@ -79,6 +79,8 @@ def shift(v: Array, s: int | Array) -> Array:
     >>> [int(shift(jnp.int32(v), 1)) for v in (-3, -1, 1, 3)], int(shift(jnp.int32(-5), -3))
     ([-1, 0, 1, 2], -40)
     """
+    if isinstance(s, int) and s >= 0:  # the general case in fewer operations
+        return (v + ((1 << s) >> 1)) >> s
     right = jnp.maximum(s, 0)
     left = jnp.maximum(-jnp.asarray(s, jnp.int32), 0)
     limit = WIDEST >> left

@@ -38,7 +38,7 @@ class Model:
       kernel, recurrent: structures of the recurrent layers' matrices.
       skip: one gate lets the recurrent layers sleep; the mask is held with them.
       formats: the integers that every layer computes in, the recurrent ones, dense and mask, in this order, as
-        `rnnc.calibrate` finds them; empty: floating point.
+        `rnnc.compress.quantise` finds them; empty: floating point.
 
     Source: TinyLSTMs (Fedorov et al. 2020), section 1.1 of our survey; outermost gains held, see `Bands`.
     """

@@ -15,7 +15,7 @@ from kernels import SOURCES, Net, Stack, build, compiler
 from rnnc import cells, fixed
 from rnnc.arith import Fixed, Formats
 from rnnc.audio.stft import Bands, Stft
-from rnnc.calibrate import Quantise, calibrated
+from rnnc.compress.quantise import Quantise, calibrated
 from rnnc.export import model
 from rnnc.fixed import Format
 from rnnc.model import Enhancer, Model

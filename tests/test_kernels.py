@@ -178,11 +178,20 @@ def test_gradients_of_training_are_those_of_its_steps(kind):
     found, wanted = (quick(jax.grad(f))(weights) for f in (ours, plain))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, wanted)
     assert all(float(jnp.abs(a).max()) > 1e-3 for a in jax.tree.leaves(found))
-    A = Fake(formats=formats)
-    slope = jax.grad(lambda a: jnp.sum(A.add("in", A.at("gx", a), A.at("gx", a)).array))(
-        jnp.array([1.0, 3.9, 4.1, -9.0])
-    )
-    np.testing.assert_array_equal(slope, [2.0, 2.0, 0.0, 0.0])
+
+
+def test_what_saturates_has_no_gradient():
+    """Sums before an activation, results at their format's bounds, and inputs that are put on a grid."""
+    A, at = Fake(formats=Formats(c=Format(16, 12))), jnp.array([1.0, 3.9, 4.1, -9.0])
+    double = lambda a: A.add("in", A.at("gx", a), A.at("gx", a))
+    for activation, slope in ((A.sigmoid, lambda a: 1 / (2 + 2 * np.cosh(a))), (A.tanh, lambda a: 1 / np.cosh(a) ** 2)):
+        found = jax.grad(lambda a, activation=activation: jnp.sum(A.array(activation("i", double(a)))))(at)
+        np.testing.assert_allclose(found[:2], 2 * slope(2 * at[:2]), atol=1e-4)
+        np.testing.assert_array_equal(found[2:], 0.0)
+    summed = jax.grad(lambda a: jnp.sum(A.array(A.add("c", A.at("fc", a), A.at("ig", a)))))(at)
+    np.testing.assert_array_equal(summed, [2.0, 2.0, 0.0, 0.0])
+    put = jax.grad(lambda a: jnp.sum(A.constant("bias", a)))(jnp.array([1.0, 7.9, 8.1, -9.0]))
+    np.testing.assert_array_equal(put, [1.0, 1.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("kinds", [("lstm",), ("gru", "gru"), ("fastrnn",), ("lstm", "lstm")])

@@ -1,4 +1,4 @@
-"""Train a speech denoiser, score it, listen to it: `python -m rnnc.recipes.enhance [train|eval|denoise|report]`.
+"""Train a speech denoiser, score it, listen to it: `python -m rnnc.recipes.enhance [train|eval|denoise|export|report]`.
 
 Bare, it does the whole job on a corpus that it makes on the spot: training, scoring, report.
 """
@@ -22,23 +22,24 @@ from rnnc.audio import data, io, metrics
 from rnnc.audio.data import Data, Sources
 from rnnc.audio.io import Pair
 from rnnc.audio.mix import Mix
-from rnnc.calibrate import Quantise, calibrated
 from rnnc.compress import factor
 from rnnc.compress.affine import Affine
 from rnnc.compress.groups import Groups
 from rnnc.compress.prune import Magnitude, Pruner
+from rnnc.compress.quantise import Quantise, calibrated
 from rnnc.config import ConfigError
 from rnnc.model import Enhancer, Model
 from rnnc.recipes import console, machine, report
 from rnnc.recipes.console import Reporter, duration
 from rnnc.recipes.denoise import denoise
 from rnnc.recipes.evaluate import evaluate, size
+from rnnc.recipes.export import export
 from rnnc.recipes.run import Run, commit, load_model, save_model
 from rnnc.train import loop
 from rnnc.train.loop import Train
 from rnnc.train.loss import Loss
 
-STAGES = ("train", "eval", "denoise", "report")
+STAGES = ("train", "eval", "denoise", "export", "report")
 RECIPES = (Path(__file__).parent / "toml", Path(__file__).parents[2] / "recipes")  # in a wheel, in a checkout
 MODELS = (Path(__file__).parent / "models",)
 
@@ -84,6 +85,8 @@ def _dispatch(args: argparse.Namespace, argv: Sequence[str] | None, reporter: Re
     model = _model(args.model) if args.model else run.model
     if args.stage == "denoise":
         return denoise(args.paths, model, reporter)
+    if args.stage == "export" and not args.paths:
+        return export(args.out, model, reporter)
     if args.paths:
         raise ConfigError(f"{args.stage or 'enhance'}: does not take {args.paths[0]!r}; stages are {', '.join(STAGES)}")
     if args.stage == "report":
@@ -112,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", nargs="?", choices=STAGES, help="one stage alone")
     parser.add_argument("paths", nargs="*", help="denoise: input and output, two files or two folders")
     options(parser, "runs/enhance")
-    parser.add_argument("--model", metavar="FILE", help="eval, denoise: a model file, or the name of a shipped one")
+    parser.add_argument("--model", metavar="FILE", help="eval, denoise, export: a model file or a shipped one")
     return parser
 
 

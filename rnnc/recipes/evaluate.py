@@ -12,6 +12,7 @@ import numpy as np
 from rnnc import container, cost
 from rnnc.audio import io, metrics
 from rnnc.audio.io import Pair
+from rnnc.export import model as export
 from rnnc.recipes.console import Reporter
 from rnnc.recipes.run import Run, load_model
 
@@ -106,16 +107,28 @@ def _examples(
 
 
 def size(file: Path, update_rate: float = 1.0) -> dict[str, Any]:
-    """Section `model` of result.json for a model's file; `update_rate` is the measured share of updates."""
+    """Section `model` of result.json for a model's file; `update_rate` is the measured share of updates.
+
+    Bytes of a model in integers are those that its C takes.
+    """
     arrays, meta = container.read(file)
-    model = load_model(file)[0].model
+    enhancer = load_model(file)[0]
+    model = enhancer.model
     numbers = {name: a.astype(np.float32) for name, a in arrays.items()}
-    layers = cost.layers(model, update_rate)
+    summary = cost.summary(model, numbers, tuple(meta.get("pruned", ())), update_rate)
+    layers = [
+        {**dataclasses.asdict(layer), "bytes": layer.bytes, "ram_bytes": layer.ram_bytes}
+        for layer in cost.layers(model, update_rate)
+    ]
+    if model.formats:
+        chip = export.sizes(enhancer)
+        for layer, found in zip(layers, chip, strict=True):
+            layer |= {"bytes": found.flash, "ram_bytes": found.state + found.scratch}
+        ram = sum(found.state for found in chip) + max(found.scratch for found in chip)
+        summary |= {"bytes": sum(found.flash for found in chip), "ram_bytes": ram}
     return {
-        "name": f"{' + '.join(map(str, model.units))} {model.cell}",
-        **cost.summary(model, numbers, tuple(meta.get("pruned", ())), update_rate),
+        "name": f"{' + '.join(map(str, model.units))} {model.cell}" + (", integers" if model.formats else ""),
+        **summary,
         "frames_per_second": model.rate_hz / model.stft.hop,
-        "layers": [
-            {**dataclasses.asdict(layer), "bytes": layer.bytes, "ram_bytes": layer.ram_bytes} for layer in layers
-        ],
+        "layers": layers,
     }

@@ -74,7 +74,7 @@ def calibrated(enhancer: Enhancer, noisy: Iterable[np.ndarray], quantise: Quanti
         found = _layers(graph, weights, quantise.activation_bits, jnp.asarray(batch))
         total = jax.tree.map(np.add, total, found) if total else jax.tree.map(np.asarray, found)
     if not total:
-        raise ValueError("calibrate: there is no batch, must be one or more")
+        raise ValueError("calibrated: there is no batch, must be one or more")
     formats, x = [], _best(total[0], "x", 16)
     for errors in total:
         best = partial(_best, errors)
