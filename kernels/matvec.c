@@ -31,7 +31,7 @@ static int32_t sum(const rnnc_plain *w, uint32_t row, const int16_t *x, uint32_t
     const uint8_t *map = w->map + row * ((blocks + 7) / 8);
     uint32_t place = w->start[row];
     for (uint32_t b = 0; b < blocks; b++) {
-        if ((map[b >> 3] >> (b & 7U)) & 1U) {
+        if (((uint32_t)map[b >> 3] >> (b & 7U)) & 1U) {
             for (uint32_t i = b * w->block; i < (b + 1) * w->block; i++) {
                 total += weight(w, place++) * x[i * next];
             }

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from flax import nnx
 from members import quick
 
-from kernels import SOURCES, Net, Stack, build, compiler
+from kernels import SOURCES, WARNINGS, Net, Stack, build, compiler
 from rnnc import cells, fixed
 from rnnc.arith import Fixed, Formats
 from rnnc.audio.stft import Bands, Stft
@@ -37,6 +38,7 @@ MODELS = {
 FRAMES = 60
 
 
+@cache
 def _trained(sizes: Model, bits: int, weight_bits: int = 8) -> Enhancer:
     """Weights loud enough that gates and formats saturate here and there; formats from noise."""
     plain = Enhancer(sizes, rngs=nnx.Rngs(0))
@@ -127,6 +129,54 @@ def test_flash_is_what_the_object_holds(name, tmp_path):
     listed = subprocess.run(["nm", "-S", out], check=True, capture_output=True, text=True).stdout.splitlines()
     arrays = [int(size, 16) for _, size, kind, _ in map(str.split, listed) if kind == "r"]
     assert sum(arrays) == sum(size.flash for size in model.sizes(enhancer))
+
+
+MAIN = """
+#include <stdio.h>
+#include <stdlib.h>
+#include "denoiser.h"
+int main(void)
+{
+    enum { IN = 12, OUT = 12, MOST = 60 };
+    int16_t *x = malloc(MOST * IN * sizeof *x), *y = malloc(MOST * OUT * sizeof *y);
+    int16_t *state = malloc(rnnc_net_state(&denoiser) * sizeof *state);
+    int32_t *scratch = malloc(rnnc_net_scratch(&denoiser) * sizeof *scratch);
+    if (!x || !y || !state || !scratch) {
+        return 1;
+    }
+    const uint32_t frames = (uint32_t)fread(x, IN * sizeof *x, MOST, stdin);
+    rnnc_net_reset(&denoiser, state);
+    rnnc_net_run(&denoiser, frames, x, y, state, scratch);
+    fwrite(y, OUT * sizeof *y, frames, stdout);
+    free(x); free(y); free(state); free(scratch);
+    return 0;
+}
+"""
+SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_compilers_agree_and_sanitizers_are_silent(name, tmp_path):
+    """gcc and clang at -O0, -O2 and -O3 and with address and undefined-behaviour checks: the same bytes."""
+    enhancer = _trained(MODELS[name], 8)
+    q, _ = _features(enhancer)
+    source, main = model.write(tmp_path, "denoiser", enhancer), tmp_path / "main.c"
+    main.write_text(MAIN)
+    found = {}
+    for cc in filter(shutil.which, ("gcc", "clang")):
+        for flags in (("-O0",), ("-O2",), ("-O3",), SANITIZERS):
+            program = tmp_path / "program"
+            files = [*SOURCES.glob("*.c"), source, main]
+            subprocess.run([cc, *WARNINGS, *flags, f"-I{SOURCES}", f"-I{tmp_path}", *files, "-o", program], check=True)
+            done = subprocess.run([program], input=q[:, 0].tobytes(), capture_output=True)
+            assert (done.returncode, done.stderr) == (0, b"")
+            found[cc, flags] = done.stdout
+    if not found:
+        pytest.skip("neither gcc nor clang on this machine")
+    library = build(tmp_path, source)
+    expected = Net(library, "denoiser", 12).run(q[:, 0])[0].tobytes()
+    assert len(expected) == FRAMES * 12 * 2
+    assert set(found.values()) == {expected}
 
 
 def test_a_floating_point_network_is_refused(tmp_path):

@@ -39,7 +39,7 @@ class Quantise:
     """
 
     weight_bits: int = 8
-    activation_bits: int = 16
+    activation_bits: int = 8
     batches: int = 4
 
     def __post_init__(self) -> None:
