@@ -14,6 +14,7 @@ import pytest
 import soundfile
 from damaged import damage
 
+from kernels import build
 from rnnc import config as configs
 from rnnc import container
 from rnnc.audio import io
@@ -184,6 +185,26 @@ def test_report_alone(copy):
     (copy.folder / "report.html").unlink()
     assert main(["report", "--out", str(copy.folder)]) == 0
     assert (copy.folder / "report.html").stat().st_size > 10_000
+
+
+def test_a_run_in_integers(smoke, tmp_path, capsys):
+    """Trained, scored and exported; what the chip takes is what the report says."""
+    out = tmp_path / "chip"
+    few = ["train.steps=4", "train.valid_every=2", "train.warmup_steps=1"]
+    words = [f'start="{smoke.model}"', "quantise.weight_bits=4", *few]
+    assert main(["--config", "smoke", "--out", str(out), *(w for word in words for w in ("--set", word))]) == 0
+    model, _ = load_model(out / "model.rnnc")
+    assert [formats.weight_bits for formats in model.model.formats] == [4] * 4
+    size = json.loads((out / "result.json").read_text())["model"]
+    assert main(["export", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"{size['bytes']:,d}" in said
+    assert f"{size['bytes']} bytes of numbers" in (out / "model.h").read_text()
+    assert 4 < json.loads(smoke.result.read_text())["model"]["bytes"] / size["bytes"] < 8
+    assert build(tmp_path, out / "model.c").rnnc_net_run
+    _refused(capsys, "computes in floating point", "export", "--out", tmp_path / "none", "--model", smoke.model)
+    assert not (tmp_path / "none").exists()
+    _refused(capsys, "no model; train one", "export", "--out", tmp_path / "none")
 
 
 # --- denoise -------------------------------------------------------------------------------------------------
