@@ -20,7 +20,7 @@ from rnnc.cells import RNN, Skip
 from rnnc.fixed import Format
 from rnnc.model import Enhancer, Model
 from rnnc.skip import unroll_skip
-from rnnc.steps import Carry, Core
+from rnnc.steps import Carry, Core, Params
 from rnnc.unroll import unroll
 
 Array = jax.Array
@@ -75,24 +75,44 @@ def calibrated(enhancer: Enhancer, noisy: Iterable[np.ndarray], quantise: Quanti
         total = jax.tree.map(np.add, total, found) if total else jax.tree.map(np.asarray, found)
     if not total:
         raise ValueError("calibrated: there is no batch, must be one or more")
-    formats, x = [], _best(total[0], "x", 16)
+    formats: list[Formats] = []
     for errors in total:
-        best = partial(_best, errors)
-        taken = quantise.activation_bits
-        one = Formats(
-            x=x,
-            x_in=best("gx.in", taken),
-            x_mid=best("gx.mid", 16),
-            h_in=best("gh.in", taken),
-            h_mid=best("gh.mid", 16),
-            h=best("h", 16),
-            c=best("c", 16),
-            hn=best("hn", 16),
-            weight_bits=quantise.weight_bits,
-        )
-        formats.append(one)
-        x = one.h
+        formats.append(_formats(errors, formats[-1].h if formats else None, quantise))
     return replace(plain, formats=tuple(formats))
+
+
+def cell_formats(core: Core, params: Params, xs: Array, quantise: Quantise) -> Formats:
+    """Formats of one cell, from what it does on sequences.
+
+    Args:
+      core: the cell, in floating point.
+      params: its parameters.
+      xs: inputs [T, B, n]; the cell starts from silence.
+      quantise: how many bits there are.
+
+    >>> from rnnc.steps import GRU
+    >>> core = Core(step=GRU)
+    >>> formats = cell_formats(core, core.init(jax.random.key(0), 3, 8), 5.0 * jnp.ones((9, 2, 3)), Quantise())
+    >>> formats.x_in, formats.x_in.range
+    (Format(bits=8, frac=4), (-8.0, 7.9375))
+    """
+    return _formats(_cell_errors(core, quantise.activation_bits, params, xs), None, quantise)
+
+
+def _formats(errors: Errors, x: Format | None, quantise: Quantise) -> Formats:
+    """The best formats of a layer; its input's is given, or chosen too."""
+    best, taken = partial(_best, errors), quantise.activation_bits
+    return Formats(
+        x=x or best("x", 16),
+        x_in=best("gx.in", taken),
+        x_mid=best("gx.mid", 16),
+        h_in=best("gh.in", taken),
+        h_mid=best("gh.mid", 16),
+        h=best("h", 16),
+        c=best("c", 16),
+        hn=best("hn", 16),
+        weight_bits=quantise.weight_bits,
+    )
 
 
 def _best(errors: Errors, point: str, bits: int) -> Format:
@@ -145,13 +165,8 @@ def _layers(graph: Any, weights: Any, taken: int, noisy: Array) -> list[Errors]:
     found: list[Errors] = []
     for rnn in enhancer.layers:
         for core, params, before, inputs, after in _frames(rnn, x):
-            watch = _Watch(taken=taken)
-            watch.see("x", inputs)
-            for name, state in zip(("c", "h")[-core.step.state :], jax.tree.leaves(after)):
-                watch.see(name, state)
-            replace(core, arith=watch)(params, before, inputs)
+            found.append(_seen(core, taken, params, before, inputs, after))
             x = core.output(after)
-            found.append(watch.errors)
     for layer, last in ((enhancer.dense, False), (enhancer.mask, True)):
         watch = _Watch(taken=taken)
         params = {"kernel": layer.kernel[...], "bias": layer.bias[...]}
@@ -160,7 +175,31 @@ def _layers(graph: Any, weights: Any, taken: int, noisy: Array) -> list[Errors]:
     return found
 
 
-def _frames(rnn: RNN, x: Array) -> Sequence[tuple[Core, Any, Carry, Array, Carry]]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _cell_errors(core: Core, taken: int, params: Params, xs: Array) -> Errors:
+    m = core.matrices(params)[0].shape[1] // core.step.gates
+    first = core.carry((xs.shape[1],), m)
+    every: Any = unroll(core, True, params, first, xs)
+    return _seen(core, taken, params, *_side_by_side(first, xs, every[1]))
+
+
+def _seen(core: Core, taken: int, params: Params, before: Carry, inputs: Array, after: Carry) -> Errors:
+    """What a cell's points see on frames side by side."""
+    watch = _Watch(taken=taken)
+    watch.see("x", inputs)
+    for name, state in zip(("c", "h")[-core.step.state :], jax.tree.leaves(after)):
+        watch.see(name, state)
+    replace(core, arith=watch)(params, before, inputs)
+    return watch.errors
+
+
+def _side_by_side(first: Carry, xs: Array, after: Carry) -> tuple[Carry, Array, Carry]:
+    """The states before, the inputs and the states after of all steps, with one axis for time and batch."""
+    before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), first, after)
+    return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), (before, xs, after))
+
+
+def _frames(rnn: RNN, x: Array) -> Sequence[tuple[Core, Params, Carry, Array, Carry]]:
     """Of each cell: core, parameters, state before, input and state after of all frames, the frames side by side."""
     carry, weights = rnn.cell.initialize_carry(x.shape[1:]), rnn.cell.weights()
     if isinstance(rnn.cell, Skip):
@@ -171,8 +210,6 @@ def _frames(rnn: RNN, x: Array) -> Sequence[tuple[Core, Any, Carry, Array, Carry
         parts = [(rnn.cell.core, weights, carry, every[1])]
     found = []
     for core, params, first, after in parts:
-        before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), first, after)
-        flat = lambda tree: jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), tree)
-        found.append((core, params, flat(before), flat(x), flat(after)))
+        found.append((core, params, *_side_by_side(first, x, after)))
         x = core.output(after)
     return found

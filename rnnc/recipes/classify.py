@@ -20,7 +20,7 @@ from rnnc import container
 from rnnc.config import ConfigError
 from rnnc.cost import FLOAT_BYTES
 from rnnc.recipes import classify_report, console, machine, methods, tasks
-from rnnc.recipes.classifier import Fitted, fit
+from rnnc.recipes.classifier import Fitted, Recurrent, fit, in_integers
 from rnnc.recipes.console import Reporter, duration
 from rnnc.recipes.methods import Method
 from rnnc.recipes.run import Run, commit
@@ -251,7 +251,12 @@ def _train(job: _Job, seeds: range, clock: _Clock) -> list[dict[str, Any]]:
     first = _fit(job, [(seeds[0], rate) for rate in job.task.rates], clock)
     rate, best = max(zip(job.task.rates, first), key=lambda trial: trial[1].valid)
     rest = _fit(job, [(seed, rate) for seed in seeds[1:]], clock) if len(seeds) > 1 else []
-    return [_row(job, seed, rate, one) for seed, one in zip(seeds, [best, *rest])]
+    found = list(zip(seeds, [best, *rest]))
+    rows = [_row(job, seed, rate, one) for seed, one in found]
+    network = job.method.network
+    if isinstance(network, Recurrent) and job.method.pruner is None:
+        rows += [_whole(job, network, row, one) for row, (_, one) in zip(rows, found)]
+    return rows
 
 
 def _fit(job: _Job, members: list[tuple[int, float]], clock: _Clock) -> list[Fitted]:
@@ -283,6 +288,14 @@ def _row(job: _Job, seed: int, rate: float, found: Fitted) -> dict[str, Any]:
         "epochs": found.epoch,
         "rate": rate,
     }
+
+
+def _whole(job: _Job, network: Recurrent, row: dict[str, Any], found: Fitted) -> dict[str, Any]:
+    """The row of the same network in integers."""
+    accuracy, size = in_integers(network, found.params, job.parts)
+    changes = {"method": f"{row['method']}-8bit", "accuracy": round(accuracy, 3), "bytes": size}
+    known = {key: value for key, value in row.items() if key != "valid_accuracy"}
+    return {**known, **changes, "ratio": round(job.dense_bytes / size, 3)}
 
 
 if __name__ == "__main__":
