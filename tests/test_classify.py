@@ -15,9 +15,11 @@ import scipy.sparse
 import soundfile
 from members import M, N, quick
 
-from rnnc import cost
+from kernels import Stack, build
+from rnnc import cost, fixed
+from rnnc.export import model
 from rnnc.recipes import classifier, classify, classify_report, methods, tasks
-from rnnc.recipes.classifier import Fitted, Perceptron, Recurrent, fit
+from rnnc.recipes.classifier import Fitted, Integers, Perceptron, Recurrent, fit
 from rnnc.recipes.tasks import Part, Parts
 from rnnc.steps import STEPS, Core
 from rnnc.structure import Joint, Kron
@@ -87,16 +89,17 @@ def _toy(seed: int = 0, items: int = 200) -> Parts:
 def test_rows_of_a_table(table):
     result = _result(table)
     assert set(result) == {"commit", "command", "config_sha256", "rows"}
-    assert [(row["method"], row["seed"]) for row in result["rows"]] == [
-        ("dense", 0), ("dense", 1), ("pruned-2x", 0), ("pruned-2x", 1)
-    ]  # fmt: skip
+    names = ("dense", "dense-8bit", "pruned-2x")
+    assert [(row["method"], row["seed"]) for row in result["rows"]] == list(itertools.product(names, range(SEEDS)))
     for row in result["rows"]:
         assert row["task"] == "digits"
         assert row["epochs"] > 0.6 * EPOCHS  # where pruning is over
         assert row["rate"] == 1e-2  # at 1e-7 nothing is learnt
         assert 20 < row["accuracy"] <= 100  # chance is 10
-    dense, pruned = result["rows"][0], result["rows"][-1]
+    dense, chip, pruned = (result["rows"][i] for i in (0, SEEDS, -1))
     layer = 3 * 6 * (8 + 6) + 3 * 6
+    assert chip["bytes"] == layer + 18 + 2 * 18 + 6 * 10 + 3 * 10  # 8-bit weights, biases of 16 bits, shifts of 8
+    assert abs(chip["accuracy"] - dense["accuracy"]) < 2
     assert dense["bytes"] == 4 * (layer + 6 * 10 + 10)
     kept = pruned["parameters"] - 18 - 70  # all but biases and the dense layer
     index = min(2 * kept + 4 * (14 + 1), -(-14 * 18 // 8))
@@ -135,10 +138,12 @@ def test_a_table_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
         ]
 
     monkeypatch.setattr(classify, "fit", quickly)
+    monkeypatch.setattr(classify, "in_integers", lambda *_: Integers(50.0, 99))
+    floats = lambda folder: [row for row in _result(folder)["rows"] if not row["method"].endswith("-8bit")]
     argv = ["--seeds", "2", "--out"]
     stop = -1
     assert classify.main([*argv, str(tmp_path / "whole")]) == 0
-    whole = _result(tmp_path / "whole")["rows"]
+    whole = floats(tmp_path / "whole")
     count = len(trained)
     assert len(whole) == 2 * count
     assert {row["rate"] for row in whole} == {max(classify.Classify().digits.rates)}  # the best on validation
@@ -147,13 +152,13 @@ def test_a_table_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
         resume = ["--resume"] if stop > 1 else []
         assert classify.main([*argv, str(tmp_path / "run"), *resume]) == 130
         assert "--resume" in capsys.readouterr().err
-        assert len(_result(tmp_path / "run")["rows"]) == (2 if stop == 1 else 2 * (1 + 3))
+        assert len(floats(tmp_path / "run")) == (2 if stop == 1 else 2 * (1 + 3))
     trained.clear()
     stop = -1
     assert classify.main([*argv, str(tmp_path / "run"), "--resume"]) == 0
     assert len(trained) == count - 4
     names = [(row["method"], row["seed"], row["bytes"]) for row in whole]
-    assert [(row["method"], row["seed"], row["bytes"]) for row in _result(tmp_path / "run")["rows"]] == names
+    assert [(row["method"], row["seed"], row["bytes"]) for row in floats(tmp_path / "run")] == names
 
 
 def test_the_command_line_refuses(table, tmp_path, capsys):
@@ -257,6 +262,39 @@ def test_lenet_keeps_a_share_of_all_its_weights():
 
 
 # --- networks and training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", STEPS)
+def test_a_network_in_integers_is_the_one_in_c(cell, tmp_path):
+    """Its accuracy is that of the exported cell with the dense layer computed by hand."""
+    units, items = 12, 40
+    network = Recurrent(core=Core(step=STEPS[cell], kernel=Kron(), recurrent=Joint()), inputs=8, units=units, classes=4)
+    params = jax.tree.map(lambda a: 2 * np.asarray(a), quick(network.init)(jax.random.key(1)))
+    rng = np.random.default_rng(0)
+    parts = Parts(
+        *(Part(rng.normal(0, 1, (items, 9, 8)).astype(np.float32), rng.integers(0, 4, items)) for _ in "123"), 4
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        seen, sizes = [], model.sizes
+        patch.setattr(model, "sizes", lambda cell: seen.append(cell) or sizes(cell))
+        found = classifier.in_integers(network, params, parts)
+    (chip,) = seen
+    formats = chip.core.arith.formats
+    library = build(tmp_path, model.write(tmp_path, "unit", chip))
+    h = np.stack([Stack(library, "unit", units).run(_put(x, formats.x))[0][-1] for x in parts.test.x])
+    taken = np.asarray(fixed.requant(h.astype(np.int32), formats.h.frac - formats.h_in.frac, formats.h_in.bits))
+    frac = np.asarray(fixed.weight_frac(params["head"]["w"], (0,), 8))
+    w = np.floor(params["head"]["w"] * 2.0**frac + 0.5)
+    sums = np.floor(taken @ w * 2.0 ** (12 - frac - formats.h_in.frac) + 0.5) + np.floor(
+        params["head"]["b"] * 4096 + 0.5
+    )
+    assert found.accuracy == pytest.approx(100 * np.mean(sums.argmax(axis=1) == parts.test.y))
+    assert len(set(sums.argmax(axis=1))) > 1
+    assert found.bytes == model.sizes(chip)[0].flash + 4 * (units + 3)
+
+
+def _put(x: np.ndarray, form: fixed.Format) -> np.ndarray:
+    return np.asarray(fixed.quantise(x, form)).astype(np.int16)
 
 
 @pytest.mark.parametrize("cell", STEPS)

@@ -21,6 +21,7 @@ from rnnc.fixed import Format
 from rnnc.model import Enhancer, Model
 from rnnc.skip import unroll_skip
 from rnnc.steps import Carry, Core, Params
+from rnnc.structure import Joint
 from rnnc.unroll import unroll
 
 Array = jax.Array
@@ -189,6 +190,8 @@ def _seen(core: Core, taken: int, params: Params, before: Carry, inputs: Array, 
     watch.see("x", inputs)
     for name, state in zip(("c", "h")[-core.step.state :], jax.tree.leaves(after)):
         watch.see(name, state)
+    if isinstance(core.recurrent, Joint):  # no matrix takes h alone, but a layer behind may
+        watch.see("gh.in", core.output(after))
     replace(core, arith=watch)(params, before, inputs)
     return watch.errors
 
