@@ -3,7 +3,8 @@
 A training step (forward, backward, Adam) of the TinyLSTMs-size model is timed for our cells, `flax.nnx`, `flax.linen`
 and, where it is installed, PyTorch. Every competitor keeps its own process; steps are taken in turn, one process at a
 time, so that all see the same machine. Ratios are of medians, to `linen.RNN(OptimizedLSTMCell)`; lower is faster.
-`structures` does the same for our LSTM with compressed matrices and with skipping; ratios are to the dense one.
+`structures` does the same for our LSTM with compressed matrices, with skipping and in integers (8-bit weights, 8- or
+16-bit inputs of the matrices); ratios are to the dense one.
 """
 
 import argparse
@@ -51,7 +52,17 @@ ENTRIES = (
 )
 STRUCTURES = tuple(
     Entry(cell="lstm", variant=f"rnnc, {name}", recipe=True, structure=name)
-    for name in ("dense", "kron stacked", "kron 16x", "low rank 64", "hybrid 25 %", "hybrid 16x", "skip")
+    for name in (
+        "dense",
+        "kron stacked",
+        "kron 16x",
+        "low rank 64",
+        "hybrid 25 %",
+        "hybrid 16x",
+        "skip",
+        "int8",
+        "int16",
+    )
 )
 ALL = {"train": (ENTRIES, "ratio_to_linen"), "structures": (STRUCTURES, "ratio_to_dense")}
 
@@ -225,6 +236,8 @@ def _nnx(entry: Entry):
     from flax import nnx
 
     from rnnc import cells
+    from rnnc.arith import Fake, Formats
+    from rnnc.fixed import Format
     from rnnc.structure import Dense, Hybrid, Kron, LowRank
 
     rngs = nnx.Rngs(0)
@@ -239,7 +252,10 @@ def _nnx(entry: Entry):
     if entry.variant == "nnx":
         layers = [nnx.RNN(nnx.OptimizedLSTMCell(n, m, rngs=rngs), rngs=False) for n, m in itertools.pairwise(widths)]
     else:
-        make = partial(cells.CELLS[entry.cell], kernel=structure, recurrent=structure, rngs=rngs)
+        bits = {"int8": 8, "int16": 16}.get(entry.structure)
+        wide, taken = Format(16, 15), Format(bits or 8, (bits or 8) - 1)
+        arith = Fake(formats=Formats(x=wide, x_in=taken, h_in=taken, h=wide)) if bits else None
+        make = partial(cells.CELLS[entry.cell], kernel=structure, recurrent=structure, arith=arith, rngs=rngs)
         stack = [make(n, m) for n, m in itertools.pairwise(widths)]
         alone = [cells.Skip(stack, rngs=rngs)] if entry.structure == "skip" else stack
         layers = [cells.RNN(cell) for cell in alone]
