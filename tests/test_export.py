@@ -12,12 +12,12 @@ import pytest
 from flax import nnx
 from members import quick
 
-from kernels import SOURCES, WARNINGS, Net, Stack, build, compiler
+from kernels import KERNELS, WARNINGS, Net, Stack, build, compiler
 from rnnc import cells, fixed
 from rnnc.arith import Fixed, Formats
 from rnnc.audio.stft import Bands, Stft
 from rnnc.compress.quantise import Quantise, calibrated
-from rnnc.export import model
+from rnnc.export import host, model
 from rnnc.fixed import Format
 from rnnc.model import Enhancer, Model
 from rnnc.structure import Dense, Joint, Kron, LowRank
@@ -125,7 +125,7 @@ def test_flash_is_what_the_object_holds(name, tmp_path):
         pytest.skip("no nm on this machine")
     enhancer, out = _trained(MODELS[name], 8), tmp_path / "model.o"
     source = model.write(tmp_path, "denoiser", enhancer)
-    subprocess.run([compiler(), "-c", "-fPIC", f"-I{SOURCES}", "-o", out, source], check=True)
+    subprocess.run([compiler(), "-c", "-fPIC", f"-I{KERNELS}", "-o", out, source], check=True)
     listed = subprocess.run(["nm", "-S", out], check=True, capture_output=True, text=True).stdout.splitlines()
     arrays = [int(size, 16) for _, size, kind, _ in map(str.split, listed) if kind == "r"]
     assert sum(arrays) == sum(size.flash for size in model.sizes(enhancer))
@@ -166,8 +166,8 @@ def test_compilers_agree_and_sanitizers_are_silent(name, tmp_path):
     for cc in filter(shutil.which, ("gcc", "clang")):
         for flags in (("-O0",), ("-O2",), ("-O3",), SANITIZERS):
             program = tmp_path / "program"
-            files = [*SOURCES.glob("*.c"), source, main]
-            subprocess.run([cc, *WARNINGS, *flags, f"-I{SOURCES}", f"-I{tmp_path}", *files, "-o", program], check=True)
+            files = [*KERNELS.glob("*.c"), source, main]
+            subprocess.run([cc, *WARNINGS, *flags, f"-I{KERNELS}", f"-I{tmp_path}", *files, "-o", program], check=True)
             done = subprocess.run([program], input=q[:, 0].tobytes(), capture_output=True)
             assert (done.returncode, done.stderr) == (0, b"")
             found[cc, flags] = done.stdout
@@ -177,6 +177,37 @@ def test_compilers_agree_and_sanitizers_are_silent(name, tmp_path):
     expected = Net(library, "denoiser", 12).run(q[:, 0])[0].tobytes()
     assert len(expected) == FRAMES * 12 * 2
     assert set(found.values()) == {expected}
+
+
+@pytest.mark.parametrize("name", ["dense", "skip"])
+def test_c_runs_in_a_jitted_function(name, tmp_path):
+    """Through XLA, chunk after chunk and mapped over a batch: what ctypes gives."""
+    if not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("no C++ compiler on this machine")
+    enhancer = _trained(MODELS[name], 8)
+    q, _ = _features(enhancer)
+    source = model.write(tmp_path, "denoiser", enhancer)
+    run = host.in_jax(source, Net, 12)
+    library = build(tmp_path, source)
+    silence = Net(library, "denoiser", 12).state
+    expected = np.stack([Net(library, "denoiser", 12).run(q[:, b])[0] for b in range(2)])
+
+    @jax.jit
+    def twice(x, state):
+        first, state = run(x[:25], state)
+        second, _ = run(x[25:], state)
+        return jnp.concatenate([first, second])
+
+    np.testing.assert_array_equal(twice(jnp.asarray(q[:, 0]), jnp.asarray(silence)), expected[0])
+    both = jax.jit(jax.vmap(twice, in_axes=(1, None)))(jnp.asarray(q), jnp.asarray(silence))
+    np.testing.assert_array_equal(both, expected)
+
+
+def test_a_missing_compiler_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(host.HostError, match="no compiler: cc, gcc, clang are not installed and CC is not set"):
+        host.build(tmp_path)
 
 
 def test_a_floating_point_network_is_refused(tmp_path):

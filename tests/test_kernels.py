@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from members import M, N, quick
 
-from kernels import SOURCES, Stack, build, pointer
+from kernels import KERNELS, Stack, build, pointer
 from rnnc import cells, fixed
 from rnnc.arith import Fake, Fixed, Formats
 from rnnc.export import model, tables
@@ -276,16 +276,16 @@ def test_one_wrong_rounding_is_seen(tmp_path):
     """The comparison above fails when C rounds halves down once: every cell has places where they meet."""
     broken = tmp_path / "kernels"
     broken.mkdir()
-    for path in SOURCES.glob("*.[ch]"):
+    for path in KERNELS.glob("*.[ch]"):
         text, wrong = path.read_text(), "(s > 0 ? (INT32_C(1) << s >> 1) - 1 : 0)"
         (broken / path.name).write_text(text.replace("((INT32_C(1) << s) >> 1)", wrong))
-    assert (broken / "rnnc_fixed.h").read_text() != (SOURCES / "rnnc_fixed.h").read_text()
+    assert (broken / "rnnc_fixed.h").read_text() != (KERNELS / "rnnc_fixed.h").read_text()
     for kind in cells.CELLS:
         formats = _formats(kind, 8)
         q = _inputs(formats.x)
         chip = _cell(kind, "dense", Fixed(formats=formats))
         _, whole = _unrolled(chip, jnp.asarray(q))
-        library = build(tmp_path / kind, model.write(tmp_path / kind, "unit", chip), sources=broken)
+        library = build(tmp_path / kind, model.write(tmp_path / kind, "unit", chip), kernels=broken)
         found = np.stack([Stack(library, "unit", M).run(q[:, b].astype(np.int16))[0] for b in range(B)], axis=1)
         assert (found != np.asarray(whole)).any(), kind
 

@@ -1,0 +1,133 @@
+"""An exported model on this machine: compiled with the kernels, called from numpy or inside jitted JAX."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+
+KERNELS = next(
+    folder for folder in (Path(__file__).parent / "kernels", Path(__file__).parents[2] / "kernels") if folder.is_dir()
+)  # in a wheel, in a checkout
+_NUMBERS = {np.dtype(np.int16): ctypes.c_int16, np.dtype(np.int32): ctypes.c_int32}
+
+
+class HostError(RuntimeError):
+    """There is no compiler, or it refuses: what was run and what it said."""
+
+
+def compiler(variable: str = "CC", names: Sequence[str] = ("cc", "gcc", "clang")) -> str:
+    """The compiler that the environment variable names, or the first of `names` that is installed."""
+    found = os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        raise HostError(f"no compiler: {', '.join(names)} are not installed and {variable} is not set")
+    return found
+
+
+def build(folder: Path, *sources: Path, flags: Sequence[str] = ("-O2",), kernels: Path = KERNELS) -> Path:
+    """Compile C sources, as `rnnc.export.model.write` makes them, with the kernels; returns the shared library."""
+    library = folder / "kernels.so"
+    files = [*sorted(kernels.glob("*.c")), *sources]
+    _call([compiler(), "-std=c99", *flags, "-shared", "-fPIC", f"-I{kernels}", "-o", library, *files])
+    return library
+
+
+def pointer(a: np.ndarray):
+    """The address of a contiguous array of int16 or int32, for a C function."""
+    assert a.flags["C_CONTIGUOUS"]
+    return a.ctypes.data_as(ctypes.POINTER(_NUMBERS[a.dtype]))
+
+
+class Exported:
+    """A model that was exported, as C runs it on numpy arrays; use `Stack` or `Net`.
+
+    Args:
+      library: with the kernels and the model, as `build` makes it.
+      name: the model's.
+      outputs: how many numbers it gives for a frame.
+    """
+
+    kind: str
+
+    def __init__(self, library: ctypes.CDLL, name: str, outputs: int):
+        self._outputs = outputs
+        self._call = lambda what: getattr(library, f"rnnc_{self.kind}_{what}")
+        self._data = ctypes.byref(ctypes.c_char.in_dll(library, name))
+        self.state = np.zeros(self._call("state")(self._data), np.int16)
+        self.scratch = np.zeros(self._call("scratch")(self._data), np.int32)
+        self._call("reset")(self._data, pointer(self.state))
+
+    def run(self, x: np.ndarray) -> tuple[np.ndarray, int]:
+        """x [frames, n] int16 -> y [frames, outputs], and how many frames were not skipped."""
+        y = np.zeros((len(x), self._outputs), np.int16)
+        arguments = (pointer(np.ascontiguousarray(x)), pointer(y), pointer(self.state), pointer(self.scratch))
+        return y, self._call("run")(self._data, len(x), *arguments)
+
+
+class Stack(Exported):
+    """A stack of cells, exported from `rnnc.cells`."""
+
+    kind = "stack"
+
+    def sleep(self) -> int:
+        """How many of the coming frames will be skipped."""
+        return self._call("sleep")(self._data, pointer(self.state))
+
+
+class Net(Exported):
+    """The network of an exported denoiser."""
+
+    kind = "net"
+
+
+def in_jax(source: Path, kind: type[Exported], outputs: int) -> Callable[[jax.Array, jax.Array], tuple]:
+    """A function of JAX, jittable and for CPUs, that runs an exported model's C code.
+
+    Args:
+      source: name.c, with name.h beside it; object files and the library go there too.
+      kind: `Stack` or `Net`.
+      outputs: how many numbers the model gives for a frame.
+
+    Returns:
+      (x [frames, n] int16, state [numbers] int16) -> (y [frames, outputs] int16, the next state). The state of silence
+      is that of a new `Stack` or `Net`.
+
+    Raises:
+      HostError: no C or C++ compiler, or it refuses.
+    """
+    folder, name, objects = source.parent, source.stem, []
+    for file in (*sorted(KERNELS.glob("*.c")), source):
+        objects.append(folder / f"{file.stem}.o")
+        _call([compiler(), "-std=c99", "-O2", "-c", "-fPIC", f"-I{KERNELS}", "-o", objects[-1], file])
+    library = folder / f"{name}_jax.so"
+    macros = [f"-DMODEL={name}", f'-DHEADER="{name}.h"', f"-DRUN=rnnc_{kind.kind}_run"]
+    macros.append(f"-DSCRATCH=rnnc_{kind.kind}_scratch")
+    include = [f"-I{KERNELS}", f"-I{folder}", f"-I{jax.ffi.include_dir()}"]
+    cxx = compiler("CXX", ("c++", "g++", "clang++"))
+    command = [cxx, "-std=c++17", "-O2", "-shared", "-fPIC", *macros, *include, "-o", library]
+    _call([*command, KERNELS / "jax_ffi.cc", *objects])
+    target = _registered(library, f"rnnc_{name}_{hashlib.sha256(library.read_bytes()).hexdigest()[:16]}")
+
+    def run(x: jax.Array, state: jax.Array) -> tuple:
+        shapes = (jax.ShapeDtypeStruct((x.shape[0], outputs), np.int16), jax.ShapeDtypeStruct(state.shape, np.int16))
+        return tuple(jax.ffi.ffi_call(target, shapes, vmap_method="sequential")(x, state))
+
+    return run
+
+
+@cache
+def _registered(library: Path, target: str) -> str:
+    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(ctypes.CDLL(str(library)).rnnc_jax), platform="cpu")
+    return target
+
+
+def _call(command: Sequence[str | Path]) -> None:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        raise HostError(f"{' '.join(map(str, command))}: failed\n{done.stderr}")
