@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 KERNELS = next(
     folder for folder in (Path(__file__).parent / "kernels", Path(__file__).parents[2] / "kernels") if folder.is_dir()
 )  # in a wheel, in a checkout
+Model = TypeVar("Model", bound="Exported")
 _NUMBERS = {np.dtype(np.int16): ctypes.c_int16, np.dtype(np.int32): ctypes.c_int32}
 
 
@@ -84,6 +86,11 @@ class Net(Exported):
     """The network of an exported denoiser."""
 
     kind = "net"
+
+
+def load(source: Path, kind: type[Model], outputs: int) -> Model:
+    """Compile an exported model beside its source and load it; the arguments are those of `in_jax`."""
+    return kind(ctypes.CDLL(str(build(source.parent, source))), source.stem, outputs)
 
 
 def in_jax(source: Path, kind: type[Exported], outputs: int) -> Callable[[jax.Array, jax.Array], tuple]:
