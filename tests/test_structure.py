@@ -144,6 +144,29 @@ def test_scratch_is_what_lies_between_two_products(structure, shape):
     assert structure.cost(shape[:2], shape[2]).scratch == sum(sizes)
 
 
+@pytest.mark.parametrize("ratio", [2.0, 4.0, 16.0, 30.0])
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("kind", [LowRank, Hybrid])
+def test_a_ratio_is_reached_and_no_more_is_lost_than_one_step(kind, stacked, ratio):
+    """At least so many times fewer weights; with one more rank or free output there would be too many."""
+    shape, gates = (384, 1024), 4
+    whole = shape[0] * shape[1]
+    structure = kind(target_ratio=ratio, stacked=stacked)
+    kept = structure.cost(shape, gates).parameters
+    step = {LowRank: "rank", Hybrid: "rows"}[kind]
+    at = {LowRank: LowRank.rank_of, Hybrid: Hybrid.rows_of}[kind](structure, shape, gates)
+    assert kept <= whole / ratio
+    more = [kind(**{step: at + extra}, stacked=stacked) for extra in range(1, 4)]
+    sizes = []
+    for other in more:
+        try:
+            sizes.append(other.cost(shape, gates).parameters)
+        except ValueError:  # the other outputs do not factor
+            continue
+    assert sizes
+    assert min(sizes) > whole / ratio
+
+
 @each_structure
 @pytest.mark.parametrize("shape", [(64, 256), (256, 64), (128, 128)], ids=str)
 def test_init_has_the_variance_of_its_initializer(structure, shape, key):
