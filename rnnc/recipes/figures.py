@@ -27,7 +27,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 24, 32, 40  # margins of a drawing, px
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One curve. `style` is its CSS class: `train`, `noisy`, `enhanced`, `reference` or `series0` to `series7`."""
+    """One curve. `style` is its CSS class: `train`, `noisy`, `enhanced`, `reference` or `series0` to `series9`."""
 
     style: str
     x: Sequence[float]  # [N]

@@ -136,7 +136,7 @@ def _summary(rows: Sequence[Table]) -> str:
 def _figures(rows: Sequence[Table]) -> str:
     """SDR and PESQ against bytes and against work; a line per family, the foot as a level."""
     families = list(dict.fromkeys(family(word(at, "name")) for at in rows[1:]))
-    styles = {name: f"series{i % 8}" for i, name in enumerate(families)}
+    styles = {name: f"series{i % 10}" for i, name in enumerate(families)}
     drawings = [_figure(rows, styles, metric, *axis) for metric in METRICS if metric.key in _DRAWN for axis in _AXES]
     keys = [figures.key(style, name) for name, style in styles.items()]
     keys += [figures.key("reference", f"{word(rows[0], 'name')}, as it was")]

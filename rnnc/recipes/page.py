@@ -198,7 +198,8 @@ svg .enhanced { stroke: var(--enhanced); }
 svg .reference { stroke: var(--soft); stroke-dasharray: 5 3; }
 svg .series0 { --hue: #3a7fc4; } svg .series1 { --hue: #d1622b; } svg .series2 { --hue: #2f9468; }
 svg .series3 { --hue: #a05fc6; } svg .series4 { --hue: #a87f10; } svg .series5 { --hue: #d14d6b; }
-svg .series6 { --hue: #2596ad; } svg .series7 { --hue: #868b94; }
+svg .series6 { --hue: #2596ad; } svg .series7 { --hue: #868b94; } svg .series8 { --hue: #8a4b2a; }
+svg .series9 { --hue: #6f9a1f; }
 svg .curve[class*=series] { stroke: var(--hue); } svg circle[class*=series] { fill: var(--hue); }
 svg circle.noisy { fill: var(--paper); stroke-dasharray: none; } svg circle.enhanced {
   fill: var(--enhanced); }
