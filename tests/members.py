@@ -102,6 +102,8 @@ MEMBERS = (*FLOAT_MEMBERS, *itertools.starmap(Member, itertools.product(CELLS, S
 
 # Compiles in little more than half the time; where a law asks for the numbers of the usual compiler, it is not used.
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+FULL = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+thorough = partial(jax.jit, compiler_options=FULL)  # as users compile, whatever conftest.py says
 
 each_cell = pytest.mark.parametrize("row", CELLS, ids=[row.name for row in CELLS])
 each_structure = pytest.mark.parametrize("structure", STRUCTURES, ids=[row.name for row in STRUCTURES])
