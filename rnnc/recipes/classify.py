@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from rnnc import config as configs
 from rnnc import container
 from rnnc.config import ConfigError
@@ -180,7 +182,7 @@ def _run(args: argparse.Namespace, command: str, reporter: Reporter) -> None:
     for job in left:
         found = _train(job, range(config.seed, config.seed + config.seeds), clock)
         result = run.update(rows=result["rows"] + found)
-        mean = sum(row["accuracy"] for row in found) / len(found)
+        mean = np.mean([row["accuracy"] for row in found if row["method"] == job.method.name])
         reporter.say(f"{job.name} {job.method.name}: {mean:.2f} % at {found[0]['bytes']:,} bytes")
     for text in classify_report.table(result):
         reporter.say(text)
