@@ -321,7 +321,7 @@ class Fake:
 
     >>> A = Fake(formats=Formats())
     >>> a = A.at("h", jnp.float32(0.296875))  # 38 / 128
-    >>> float(A.mul("h", a, a).array)  # 11 / 128
+    >>> float(A.array(A.mul("h", a, a)))  # 11 / 128
     0.0859375
 
     Source: straight-through rounding as in section 1.4 of our survey; the rest is ours.

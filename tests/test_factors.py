@@ -200,7 +200,9 @@ def test_a_start_in_full_structures_computes_the_same(row, structures, skip):
 def test_other_differences_are_refused():
     _, trained = _parts(SOURCE, 0)
     for change in ({"units": (12, 12)}, {"hidden": 9}, {"cell": "gru"}):
-        with pytest.raises(ValueError, match=f"start: {next(iter(change))} is .* only kernel, recurrent, skip may"):
+        with pytest.raises(
+            ValueError, match=f"start: {next(iter(change))} is .* only kernel, recurrent, skip, formats may"
+        ):
             factor.start(trained, SOURCE, dataclasses.replace(SOURCE, **change), trained)
     with pytest.raises(ValueError, match="the trained model skips, the new one must too"):
         factor.start(trained, dataclasses.replace(SOURCE, skip=True), SOURCE, trained)

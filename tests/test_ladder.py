@@ -372,7 +372,7 @@ def test_the_shipped_ladder():
     """The name of a structured rung says its recurrent layers' ratio, within what shapes allow; see `factors`."""
     shipped = ladder.parse(configs.read(ROOT / "recipes" / "ladder.toml"))
     assert shipped.foot == "tinylstm"
-    ratios = [(rung, float(rung.name.partition("-")[2])) for rung in shipped.rungs if rung.name[-1].isdigit()]
+    ratios = [(rung, float(rung.name.rpartition("-")[2])) for rung in shipped.rungs if rung.name[-1].isdigit()]
     assert len(ratios) > 10
     for rung, ratio in ratios:
         if "model" in rung.changes:

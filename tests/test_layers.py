@@ -29,18 +29,18 @@ LAYERS = (
     ("model", "model cost", "base audio arith structure steps cells linen"),
     (
         "compress",
-        "compress compress.factor compress.prune compress.affine compress.groups",
-        "base audio arith structure steps cells linen model",
+        "compress compress.factor compress.prune compress.affine compress.groups compress.quantise",
+        "base audio fixed arith structure steps cells linen model",
     ),
-    ("export", "export export.tables export.model", "base fixed arith structure steps cells"),
+    ("export", "export export.tables export.model export.host", "base fixed arith structure steps cells model"),
     ("train", "train train.loss train.checkpoint train.loop", "base audio"),
     (
         "recipes",
         "recipes recipes.console recipes.machine recipes.page recipes.rundata recipes.figures recipes.scores"
-        " recipes.report recipes.run recipes.denoise recipes.evaluate recipes.bench recipes.enhance"
+        " recipes.report recipes.run recipes.denoise recipes.export recipes.evaluate recipes.bench recipes.enhance"
         " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
         " recipes.ladder_report recipes.ladder recipes.adding",
-        "root base audio arith structure steps cells linen model compress train",
+        "root base audio fixed arith structure steps cells linen model compress export train",
     ),
 )
 PLACES = {module: row for row, modules, _ in LAYERS for module in modules.split()}

@@ -26,7 +26,7 @@ from rnnc.unroll import unroll
 
 Array = jax.Array
 Errors = dict[str, Array]
-FRACS = tuple(range(-4, 16))
+FRACS = tuple(range(15, -5, -1))  # of equal ones the first is taken
 
 
 @dataclass(frozen=True, kw_only=True)
