@@ -1,7 +1,6 @@
 /* A stack with dense layers behind it. */
 #include "rnnc.h"
 
-#include <stddef.h>
 #include <string.h>
 
 #include "rnnc_fixed.h"
@@ -64,15 +63,13 @@ static void dense(const rnnc_dense *layer, const int16_t *x, int16_t *y, int16_t
     }
 }
 
-/* The dense layers on the top cell's output; the result stays in the state. */
-static void output(const rnnc_net *net, const int16_t *h, int16_t *y, int32_t *scratch)
+/* The dense layers on what the stack gave, which stands at the beginning of the scratch. */
+static void output(const rnnc_net *net, int16_t *y, int32_t *scratch)
 {
     const uint32_t width = widest(net);
     int16_t *between = (int16_t *)scratch, *in = between + width;
     for (uint32_t i = 0; i < net->layers; i++) {
-        int16_t *to = i + 1 < net->layers ? between : y;
-        dense(&net->layer[i], h, to, in, scratch + width, scratch + 2 * width);
-        h = to;
+        dense(&net->layer[i], between, i + 1 < net->layers ? between : y, in, scratch + width, scratch + 2 * width);
     }
 }
 
@@ -80,13 +77,12 @@ uint32_t rnnc_net_run(
     const rnnc_net *net, uint32_t frames, const int16_t *x, int16_t *y, int16_t *state, int32_t *scratch)
 {
     const rnnc_stack *stack = net->stack;
-    const uint32_t n = stack->cell[0]->n, m = last(net)->outputs, first = net->layer[0].mat.inputs;
+    const uint32_t n = stack->cell[0]->n, m = last(net)->outputs;
     int16_t *held = state + rnnc_stack_state(stack);
     uint32_t updates = 0;
     for (uint32_t t = 0; t < frames; t++) {
-        if (rnnc_stack_run(stack, 1, x + t * n, NULL, state, scratch)) {
-            const int16_t *h = held - (stack->skip != NULL ? 2 : 0) - first;
-            output(net, h, held, scratch);
+        if (rnnc_stack_run(stack, 1, x + t * n, (int16_t *)scratch, state, scratch)) { /* done with it when y comes */
+            output(net, held, scratch);
             updates++;
         }
         memcpy(y + t * m, held, m * sizeof *held);

@@ -206,3 +206,11 @@ def test_other_differences_are_refused():
             factor.start(trained, SOURCE, dataclasses.replace(SOURCE, **change), trained)
     with pytest.raises(ValueError, match="the trained model skips, the new one must too"):
         factor.start(trained, dataclasses.replace(SOURCE, skip=True), SOURCE, trained)
+
+
+def test_units_come_in_order_of_their_energy():
+    """The largest first, counted over all gates of both matrices."""
+    rng = np.random.default_rng(0)
+    matrices = [rng.normal(size=(n, 3 * 5)) for n in (4, 5)]
+    energy = [sum(float((w[:, unit::5] ** 2).sum()) for w in matrices) for unit in range(5)]
+    assert factor.by_energy(matrices, 3).tolist() == sorted(range(5), key=lambda unit: -energy[unit])

@@ -254,15 +254,10 @@ def in_integers(network: Recurrent, params: Params, parts: Parts, items: int = 1
         rngs=nnx.Rngs(0),
     )
     cell.set_weights(params["cell"])
-    last = formats_after(formats)
+    last = replace(formats, x=formats.h, x_in=formats.h_in)
     right = _right(cell.core, last, cell.core.prepared(cell.weights()), params["head"], sequences(parts.test))
     head = network.units * network.classes + 3 * network.classes  # a shift and a bias of 16 bits for each class
     return Integers(100 * float(np.mean(right == np.asarray(parts.test.y))), export.sizes(cell)[0].flash + head)
-
-
-def formats_after(formats: Formats) -> Formats:
-    """Formats of a layer that takes what a cell gives."""
-    return replace(formats, x=formats.h, x_in=formats.h_in)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
