@@ -7,11 +7,14 @@
 
 #define RNNC_SUM_BITS 24 /* of products and biases */
 
-/* The weight at a place of the store. Of 4 bits, two lie in a byte: 0xF1 holds 1 and -1. */
+/* The weight at a place of the store. Of 4 bits, two lie in a byte: 0xF1 holds 1 and -1. Of 16, the low byte is first. */
 static int32_t weight(const rnnc_plain *w, uint32_t place)
 {
     if (w->bits == 8) {
         return w->weights[place];
+    }
+    if (w->bits == 16) {
+        return w->weights[2 * place + 1] * 256 + (uint8_t)w->weights[2 * place];
     }
     const int32_t nibble = (w->weights[place >> 1] >> ((place & 1U) * 4U)) & 0xF;
     return nibble < 8 ? nibble : nibble - 16;

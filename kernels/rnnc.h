@@ -15,9 +15,9 @@
 typedef struct {
     uint16_t outputs;      /* rows as stored */
     uint16_t inputs;       /* columns as stored */
-    uint8_t bits;          /* of a weight: 4 (two in a byte, the first in the low half) or 8 */
+    uint8_t bits;          /* of a weight: 4 (two in a byte, the first in the low half), 8, or 16 (the low byte first) */
     uint8_t block;         /* with a map: neighbouring inputs that a bit of it stands for; divides `inputs` */
-    const int8_t *weights; /* row by row; of 4 bits, half as many */
+    const int8_t *weights; /* row by row; bytes: of 4 bits half as many as weights, of 16 twice as many */
     const int8_t *shifts;  /* [outputs]: of the sum, to the frac of the point where it is stored */
     const uint8_t *map;    /* [outputs][ceil(inputs / block / 8)]: set where a block is stored, from the lowest bit; or NULL */
     const uint32_t *start; /* with a map: [outputs], where each row's weights begin */

@@ -29,7 +29,7 @@ class Arithmetic(Protocol):
     array that is stored at a point, `array` gives an operand back; operations take and give operands.
     """
 
-    def weight(self, w: Array, axes: tuple[int, ...]) -> Array: ...
+    def weight(self, source: str, w: Array, axes: tuple[int, ...]) -> Array: ...
     def constant(self, point: str, a: Array) -> Array: ...
     def dot(self, point: str, source: str, x: Array, w: Array) -> Array: ...
     def bias(self, point: str, z: Array, b: Array) -> Array: ...
@@ -62,7 +62,7 @@ class Float:
 
     dtype: DTypeLike | None = None
 
-    def weight(self, w: Array, axes: tuple[int, ...]) -> Array:
+    def weight(self, source: str, w: Array, axes: tuple[int, ...]) -> Array:
         return w
 
     def constant(self, point: str, a: Array) -> Array:
@@ -160,6 +160,7 @@ class Twin(NamedTuple):
 
 
 WIDE = 31  # bits of what is only added to something: no saturation
+WEIGHT_BITS = (*range(2, 9), 16)
 EXACT = 1 << 23  # sums of products of whole numbers are exact in float32 below it, with room for rounding
 
 
@@ -176,7 +177,8 @@ class Formats:
       h: the output, which is GRU's and FastRNN's state.
       c: LSTM's memory.
       hn: GRU's recurrent product for the candidate, 16 bits.
-      weight_bits: of all matrices, 2 to 8; every output of a matrix has a frac of its own.
+      weight_bits: of all matrices, 2 to 8, or 16; every output of a matrix has a frac of its own. 16 bits meet numbers
+        of 8 bits at most: what a matrix takes with more, such as the middle of a structure, meets weights of 8.
     """
 
     x: Format = Format(8, 5)
@@ -190,8 +192,8 @@ class Formats:
     weight_bits: int = 8
 
     def __post_init__(self) -> None:
-        if not 2 <= self.weight_bits <= 8:
-            raise ValueError(f"weight_bits: is {self.weight_bits}, must be 2 to 8")
+        if self.weight_bits not in WEIGHT_BITS:
+            raise ValueError(f"weight_bits: is {self.weight_bits}, must be 2 to 8, or 16")
         for name in ("x", "x_in", "x_mid", "h_in", "h_mid", "h", "c", "hn"):
             form = getattr(self, name)
             if not (2 <= form.bits <= 16 and -8 <= form.frac <= 20):
@@ -218,6 +220,14 @@ class Formats:
                 return INPUT
         raise KeyError(f"{point}: no such point")
 
+    def bits_for(self, form: Format) -> int:
+        """Bits of the weights that meet numbers of a format: sums of 16 by 16 bits would not fit.
+
+        >>> [Formats(weight_bits=16).bits_for(Format(bits, 0)) for bits in (8, 16)]
+        [16, 8]
+        """
+        return self.weight_bits if form.bits <= 8 else min(self.weight_bits, 8)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed:
@@ -238,9 +248,12 @@ class Fixed:
 
     formats: Formats
 
-    def weight(self, w: Array, axes: tuple[int, ...]) -> Array:
-        """w on its grid: numbers that differ along `axes` alone share a frac, the largest that holds them all."""
-        frac = fixed.weight_frac(w, axes, self.formats.weight_bits)
+    def weight(self, source: str, w: Array, axes: tuple[int, ...]) -> Array:
+        """w on its grid: numbers that differ along `axes` alone share a frac, the largest that holds them all.
+
+        What is stored at `source` will be multiplied by them.
+        """
+        frac = fixed.weight_frac(w, axes, self.formats.bits_for(self.formats[source]))
         return fixed.round_half_up(w, frac)
 
     def constant(self, point: str, a: Array) -> Array:
@@ -250,11 +263,11 @@ class Fixed:
 
     def dot(self, point: str, source: str, x: Array, w: Array) -> Array:
         """x w for x [..., n] stored at `source`, w [n, m]; sums are exact, then rounded once."""
-        target, bits = self.formats[point], self.formats.weight_bits
-        frac = fixed.weight_frac(w, (0,), bits)
+        target, form = self.formats[point], self.formats[source]
+        frac = fixed.weight_frac(w, (0,), self.formats.bits_for(form))
         q = (w * fixed.power(frac)).astype(jnp.int32)
         sums = (x.reshape(-1, w.shape[0]) @ q).reshape(*x.shape[:-1], w.shape[1])
-        s = (frac + self.formats[source].frac - target.frac).reshape((1,) * (x.ndim - 1) + (-1,))
+        s = (frac + form.frac - target.frac).reshape((1,) * (x.ndim - 1) + (-1,))
         return fixed.requant(sums, s, target.bits)
 
     def bias(self, point: str, z: Array, b: Array) -> Array:
@@ -334,8 +347,8 @@ class Fake:
         """What it imitates."""
         return Fixed(formats=self.formats)
 
-    def weight(self, w: Array, axes: tuple[int, ...]) -> Array:
-        return _passed(self.chip.weight(jax.lax.stop_gradient(w), axes), w)
+    def weight(self, source: str, w: Array, axes: tuple[int, ...]) -> Array:
+        return _passed(self.chip.weight(source, jax.lax.stop_gradient(w), axes), w)
 
     def constant(self, point: str, a: Array) -> Array:
         return self._within(point, self.chip.constant(point, jax.lax.stop_gradient(a)), a)
@@ -343,17 +356,24 @@ class Fake:
     def dot(self, point: str, source: str, x: Array, w: Array) -> Array:
         flat, form = x.reshape(-1, w.shape[0]), self.formats[source]
         scale = np.float32(2.0 ** self.formats[point].frac)
-        weights = w.shape[0] * ((1 << self.formats.weight_bits - 1) - 1)
-        if weights << 7 >= EXACT:
+        bits = self.formats.bits_for(form)
+        largest = 128 if bits > 8 else (1 << bits - 1) - 1  # of a weight, or of its high or low byte
+        if w.shape[0] * largest << 7 >= EXACT:
             raise ValueError(
-                f"{point}: a sum over {w.shape[0]} inputs with weights of {self.formats.weight_bits} bits may be "
-                f"inexact in float32; at most {EXACT // (weights // w.shape[0] << 7)} inputs are not"
+                f"{point}: a sum over {w.shape[0]} inputs with weights of {bits} bits may be "
+                f"inexact in float32; at most {(EXACT - 1) // (largest << 7)} inputs are not"
             )
-        if weights * (form.highest + 1) < EXACT:
+        if bits > 8:
+            y, whole = _of_bytes(
+                flat @ jnp.concatenate(_bytes(w, fixed.weight_frac(jax.lax.stop_gradient(w), (0,), bits)), axis=1),
+                1,
+                scale,
+            )
+        elif w.shape[0] * largest * (form.highest + 1) < EXACT:
             y = flat @ w
             whole = jnp.floor(jax.lax.stop_gradient(y) * scale + 0.5)
         else:
-            y, whole = _in_parts(flat, w, form, scale)
+            y, whole = _of_bytes(jnp.concatenate(_bytes(flat, jnp.int32(form.frac))) @ w, 0, scale)
         target = self.formats[point]
         exact = jnp.clip(whole, target.lowest, target.highest) / scale
         return self._within(point, exact, y).reshape(*x.shape[:-1], w.shape[1])
@@ -447,12 +467,16 @@ def _results(operation: str) -> np.ndarray:
         return np.asarray(every) * np.float32(2.0**-fixed.FRAC_OUT)
 
 
-def _in_parts(x: Array, w: Array, form: Format, scale: np.float32) -> tuple[Array, Array]:
-    """x w, about, and floor(x w scale + 1/2), exactly: of the high and the low bits of x, in one product."""
-    q = x * np.float32(2.0**form.frac)
-    high = jnp.floor(q * np.float32(2.0**-8) + 0.5) * 256
-    parts = jnp.concatenate([high, q - high]) * np.float32(form.step)
-    upper, lower = jnp.split(parts @ w, 2)
+def _bytes(a: Array, frac: Array) -> tuple[Array, Array]:
+    """Numbers of 16 bits with that frac, in two parts: multiples of 256 2^-frac, and what is left, 8 bits of it."""
+    q = a * fixed.power(frac)
+    high = jnp.floor(jax.lax.stop_gradient(q) * np.float32(2.0**-8) + 0.5) * 256
+    return high * fixed.power(-frac), (q - high) * fixed.power(-frac)
+
+
+def _of_bytes(products: Array, axis: int, scale: np.float32) -> tuple[Array, Array]:
+    """The product y, about, and floor(y scale + 1/2), exactly: from those of the two parts, side by side."""
+    upper, lower = jnp.split(products, 2, axis=axis)
     top, rest = (jax.lax.stop_gradient(part) * scale for part in (upper, lower))
     return upper + lower, jnp.floor(top) + jnp.floor((top - jnp.floor(top)) + rest + 0.5)
 

@@ -94,10 +94,15 @@ class SkipCore:
         states = tuple(core.carry(batch, m, dtype) for core, m in zip(self.cores, units, strict=True))
         return first_carry(states)
 
+    @property
+    def _gated(self) -> str:
+        """Where the gate reads the top cell: its memory or its output."""
+        return "c" if self.cores[-1].step.state > 1 else "h"
+
     def prepared(self, params: Params) -> Params:
         """The parameters as the arithmetic can use them; see `rnnc.steps.Core.prepared`."""
         A, gate = self.cores[-1].arith, params["gate"]
-        ready = {"kernel": A.weight(gate["kernel"], (0,)), "bias": A.constant("bias", gate["bias"])}
+        ready = {"kernel": A.weight(self._gated, gate["kernel"], (0,)), "bias": A.constant("bias", gate["bias"])}
         return {"cells": [core.prepared(w) for core, w in zip(self.cores, params["cells"])], "gate": ready}
 
     def candidates(self, params: Params, carry: SkipCarry, x: Array) -> list[Carry]:
@@ -111,7 +116,7 @@ class SkipCore:
     def gate(self, params: Params, c: Array) -> Array:
         """c w + b for the top cell's memory [..., m]: [..., 1]."""
         A = self.cores[-1].arith
-        z = A.dot("gp", "c" if self.cores[-1].step.state > 1 else "h", c, params["kernel"])
+        z = A.dot("gp", self._gated, c, params["kernel"])
         return A.bias("gp", z, params["bias"].reshape((1,) * z.ndim))
 
     def combine(self, carry: SkipCarry, candidates: Sequence[Carry], z: Array) -> SkipCarry:

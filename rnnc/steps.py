@@ -226,8 +226,11 @@ class Core:
         ready = dict(params)
         for side in ("kernel", "recurrent"):
             if side in params:
-                axes = getattr(self, side).grids(params[side])
-                ready[side] = {name: self.arith.weight(w, axes[name]) for name, w in params[side].items()}
+                grids, point = getattr(self, side).grids(params[side]), {"kernel": "gx", "recurrent": "gh"}[side]
+                ready[side] = {
+                    name: self.arith.weight(f"{point}.{grids[name][0]}", w, grids[name][1])
+                    for name, w in params[side].items()
+                }
         for name in ("bias", "recurrent_bias"):
             if name in params:
                 ready[name] = self.arith.constant("bias", params[name])
@@ -275,7 +278,7 @@ def dense(A: Arithmetic, params: Params, x: Array, *, sigmoid: bool = False) -> 
     >>> dense(Float(), {"kernel": -jnp.ones((3, 2)), "bias": jnp.array([1.0, 4.0])}, jnp.ones(3)).tolist()
     [0.0, 1.0]
     """
-    z = A.dot("gx", "gx.in", A.move("gx.in", "x", x), A.weight(params["kernel"], (0,)))
+    z = A.dot("gx", "gx.in", A.move("gx.in", "x", x), A.weight("gx.in", params["kernel"], (0,)))
     z = A.at("gx", A.bias("gx", z, _like(A.constant("bias", params["bias"]), z)))
     return A.array(A.sigmoid("mask", z) if sigmoid else A.relu("h", z))
 

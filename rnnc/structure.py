@@ -22,6 +22,7 @@ Array = jax.Array
 Weights = dict[str, Array]
 Initializer = Callable[..., Array]
 Shape = tuple[int, int]
+Grid = tuple[str, tuple[int, ...]]  # "in" or "mid", and axes: weights that differ along these alone share a frac
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Structure(Protocol):
     def adjoint(self, w: Weights) -> Callable[[Array], Array]: ...
     def dense(self, w: Weights) -> Array: ...
     def shape(self, w: Weights) -> Shape: ...
-    def grids(self, w: Weights) -> dict[str, tuple[int, ...]]: ...
+    def grids(self, w: Weights) -> dict[str, Grid]: ...
     def cost(self, shape: Shape, gates: int = 1) -> Cost: ...
 
 
@@ -85,9 +86,9 @@ class Dense:
         n, m = w["w"].shape
         return n, m
 
-    def grids(self, w: Weights) -> dict[str, tuple[int, ...]]:
-        """Along which axes of each array the weights of one output lie: in integers they share a frac."""
-        return {"w": (0,)}
+    def grids(self, w: Weights) -> dict[str, Grid]:
+        """What each array multiplies, and along which axes the weights of one output lie."""
+        return {"w": ("in", (0,))}
 
     def cost(self, shape: Shape, gates: int = 1) -> Cost:
         """n m weights, n m multiplications."""
@@ -161,9 +162,9 @@ class LowRank:
         """(n, m) of weights that `init` made."""
         return w["u"].shape[1], w["v"].shape[0] * w["v"].shape[2]
 
-    def grids(self, w: Weights) -> dict[str, tuple[int, ...]]:
-        """Along which axes of each array the weights of one output lie: in integers they share a frac."""
-        return {"u": (1,), "v": (1,)}
+    def grids(self, w: Weights) -> dict[str, Grid]:
+        """What each array multiplies, and along which axes the weights of one output lie."""
+        return {"u": ("in", (1,)), "v": ("mid", (1,))}
 
     def cost(self, shape: Shape, gates: int = 1) -> Cost:
         """r (n + m) weights and multiplications per block."""
@@ -275,15 +276,15 @@ class Kron:
         (blocks, _, m1, n1), (m2, n2) = w["a"].shape, w["b"].shape[2:]
         return n1 * n2, blocks * m1 * m2
 
-    def grids(self, w: Weights) -> dict[str, tuple[int, ...]]:
-        """Along which axes of each array the weights of one output lie: in integers they share a frac.
+    def grids(self, w: Weights) -> dict[str, Grid]:
+        """What each array multiplies, and along which axes the weights of one output lie.
 
         The outer product sums over the terms too.
         """
         (m1, n1), (m2, n2) = w["a"].shape[2:], w["b"].shape[2:]
         if Factors((m1, n1), (m2, n2)).b_first:
-            return {"a": (1, 3), "b": (3,)}
-        return {"a": (3,), "b": (1, 3)}
+            return {"a": ("mid", (1, 3)), "b": ("in", (3,))}
+        return {"a": ("in", (3,)), "b": ("mid", (1, 3))}
 
     def cost(self, shape: Shape, gates: int = 1) -> Cost:
         """m1 n1 + m2 n2 weights per block and term."""
@@ -376,9 +377,9 @@ class Hybrid:
         blocks, n, rows = w["top"].shape
         return n, blocks * rows + self.rest.shape(w)[1]
 
-    def grids(self, w: Weights) -> dict[str, tuple[int, ...]]:
-        """Along which axes of each array the weights of one output lie: in integers they share a frac."""
-        return {"top": (1,), **self.rest.grids(w)}
+    def grids(self, w: Weights) -> dict[str, Grid]:
+        """What each array multiplies, and along which axes the weights of one output lie."""
+        return {"top": ("in", (1,)), **self.rest.grids(w)}
 
     def cost(self, shape: Shape, gates: int = 1) -> Cost:
         """rows n free weights per block, and those of the rest."""

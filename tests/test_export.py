@@ -66,7 +66,7 @@ def _features(enhancer: Enhancer) -> tuple[np.ndarray, jax.Array]:
 
 
 @pytest.mark.parametrize(
-    ("name", "bits", "weight_bits"), [(n, b, 8) for n in MODELS for b in (8, 16)] + [("dense", 8, 4)]
+    ("name", "bits", "weight_bits"), [(n, b, 8) for n in MODELS for b in (8, 16)] + [("dense", 8, 4), ("skip", 8, 16)]
 )
 def test_the_network_in_c_is_the_trained_one(name, bits, weight_bits, tmp_path):
     """Features -> mask in any chunks, with the state and the scratch that the table of sizes says."""

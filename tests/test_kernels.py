@@ -130,7 +130,9 @@ def _unrolled(cell, xs):
 
 CASES = [(kind, pair, 8, 8) for kind in cells.CELLS for pair in PAIRS]
 CASES += [
-    (kind, pair, bits, weight) for kind in cells.CELLS for pair, bits, weight in (("dense", 16, 8), ("kron", 16, 4))
+    (kind, pair, bits, weight)
+    for kind in cells.CELLS
+    for pair, bits, weight in (("dense", 16, 8), ("kron", 16, 4), ("hybrid", 8, 16))
 ]
 
 
@@ -290,6 +292,32 @@ def test_one_wrong_rounding_is_seen(tmp_path):
         assert (found != np.asarray(whole)).any(), kind
 
 
-def test_training_refuses_what_float32_cannot_hold():
-    with pytest.raises(ValueError, match="gx: a sum over 600 inputs with weights of 8 bits may be inexact"):
-        Fake(formats=Formats()).dot("gx", "x", jnp.zeros((1, 600)), jnp.zeros((600, 2)))
+@pytest.mark.parametrize(("bits", "most"), [(8, 516), (16, 511)])
+def test_training_refuses_what_float32_cannot_hold(bits, most):
+    A = Fake(formats=Formats(weight_bits=bits))
+    dot = lambda n, size: A.dot("gx", "x", jnp.full((1, n), -4.0), jnp.full((n, 2), size))
+    assert dot(most, -1.0).shape == (1, 2)
+    with pytest.raises(ValueError, match=f"sum over {most + 1} .* {bits} bits may be inexact .* at most {most} inputs"):
+        dot(most + 1, -1.0)
+
+
+@pytest.mark.parametrize("size", [1.0, 0.1, 60.0])
+def test_sums_of_two_bytes_are_exact(size):
+    """16-bit weights at their extremes and drawn, fully loud inputs: `Fake` against numpy's 64-bit whole numbers."""
+    formats, rng = Formats(weight_bits=16), np.random.default_rng(0)
+    w = size * rng.uniform(-1, 1, (511, 40)).astype(np.float32)
+    w[:, 0], w[:, 1], w[:, 2] = size, -size, np.where(np.arange(511) % 2, size, -size * 255 / 256)
+    q = rng.integers(-128, 128, (7, 511))
+    q[0], q[1], q[2] = -128, 127, np.where(np.arange(511) % 2, 127, -128)
+    A, x = Fake(formats=formats), jnp.asarray(q, jnp.float32) * np.float32(formats["gx.in"].step)
+    ready = A.weight("gx.in", jnp.asarray(w), (0,))
+    frac = np.asarray(fixed.weight_frac(ready, (0,), 16))
+    weights = np.ldexp(np.asarray(ready, np.float64), frac).astype(np.int64)
+    assert np.abs(weights).max() > 16000  # all 16 bits are used
+    s = frac.astype(np.int64) + formats["gx.in"].frac - fixed.FRAC_IN
+    sums = q @ weights
+    exact = np.where(s > 0, (sums + (1 << np.maximum(s - 1, 0))) >> np.maximum(s, 0), sums << np.maximum(-s, 0))
+    found = np.asarray(A.dot("gx", "gx.in", x, ready), np.float64) * 2.0**fixed.FRAC_IN
+    fits = np.abs(sums) < 1 << 30  # what the exporter admits
+    assert fits.mean() > 0.9
+    np.testing.assert_array_equal(found[fits], np.clip(exact, -(1 << 23), (1 << 23) - 1)[fits])

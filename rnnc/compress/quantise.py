@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from rnnc import steps
-from rnnc.arith import Float, Formats
+from rnnc.arith import WEIGHT_BITS, Float, Formats
 from rnnc.cells import RNN, Skip
 from rnnc.fixed import Format
 from rnnc.model import Enhancer, Model
@@ -34,7 +34,7 @@ class Quantise:
     """How the numbers of a denoiser become integers.
 
     Args:
-      weight_bits: of all matrices, 2 to 8.
+      weight_bits: of all matrices, 2 to 8, or 16 (of those that take 8 bits; others then have 8).
       activation_bits: of what the matrices take, 8 or 16; every other point has 16.
       batches: batches of training mixtures that the ranges are read from.
     """
@@ -44,8 +44,8 @@ class Quantise:
     batches: int = 4
 
     def __post_init__(self) -> None:
-        if not 2 <= self.weight_bits <= 8:
-            raise ValueError(f"weight_bits: is {self.weight_bits}, must be 2 to 8")
+        if self.weight_bits not in WEIGHT_BITS:
+            raise ValueError(f"weight_bits: is {self.weight_bits}, must be 2 to 8, or 16")
         if self.activation_bits not in (8, 16):
             raise ValueError(f"activation_bits: is {self.activation_bits}, must be 8 or 16")
         if self.batches < 1:

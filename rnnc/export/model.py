@@ -207,7 +207,7 @@ def _cell(source: _Source, what: str, cell: Cell, formats: Formats) -> str:
     for side, point, mid in (("kernel", formats.x_in, formats.x_mid), ("recurrent", formats.h_in, formats.h_mid)):
         if side in params:
             structure, where = getattr(core, side), f"{what}_{side}"
-            body.append(f".{side} = {_mat(source, where, structure, params[side], point, mid, formats.weight_bits)}")
+            body.append(f".{side} = {_mat(source, where, structure, params[side], point, mid, formats)}")
     for key, field_name in (("bias", "bias"), ("recurrent_bias", "recurrent_bias")):
         if key in params:
             width = step.gates * m
@@ -234,8 +234,8 @@ def _dense(source: _Source, what: str, layer: nnx.Linear, formats: Formats, *, s
     assert layer.bias is not None
     chip = Fixed(formats=formats)
     w, bias = (np.asarray(a[...]) for a in (layer.kernel, layer.bias))
-    w = np.asarray(chip.weight(jnp.asarray(w), (0,)))
-    mat = _mat(source, what, Dense(), {"w": w}, formats.x_in, formats.x_mid, formats.weight_bits)
+    w = np.asarray(chip.weight("gx.in", jnp.asarray(w), (0,)))
+    mat = _mat(source, what, Dense(), {"w": w}, formats.x_in, formats.x_mid, formats)
     biases = np.asarray(fixed.quantise(bias, INPUT))
     called = source.array(f"{what}_bias", "int16_t", biases, f"{what}: bias, Q3.{FRAC_IN}")
     body = [f".mat = {mat}", f".bias = {called}", f".activation = RNNC_{'SIGMOID' if sigmoid else 'RELU'}"]
@@ -255,7 +255,7 @@ def _skip(source: _Source, skip: Skip) -> str:
     formats = _formats("skip", top)
     gate = jax.tree.map(np.asarray, skip.core.prepared(skip.weights())["gate"])
     memory = formats.c if top.step.state > 1 else formats.h
-    plain = _plain(source, "gate", gate["kernel"].T, memory, SUM, formats.weight_bits)
+    plain = _plain(source, "gate", gate["kernel"].T, memory, SUM, formats)
     slowest = int(top.arith.above(0.5 / (skip.core.longest + 0.5)) * (1 << FRAC_OUT))
     bias = int(fixed.quantise(gate["bias"], INPUT)[0])
     source.layer("gate", state=4, scratch=0)
@@ -263,28 +263,34 @@ def _skip(source: _Source, skip: Skip) -> str:
 
 
 def _mat(
-    source: _Source, what: str, structure: Dense | LowRank | Kron | Hybrid, w: Params, x: Format, mid: Format, bits: int
+    source: _Source,
+    what: str,
+    structure: Dense | LowRank | Kron | Hybrid,
+    w: Params,
+    x: Format,
+    mid: Format,
+    formats: Formats,
 ) -> str:
     """A structured matrix as an initializer."""
     n, m = structure.shape(w)
     body = {"kind": "RNNC_DENSE", "inputs": n, "outputs": m, "blocks": 1, "top": m}
     if isinstance(structure, Dense):
-        body["plain"] = _plain(source, f"{what}_w", w["w"].T, x, SUM, bits)
+        body["plain"] = _plain(source, f"{what}_w", w["w"].T, x, SUM, formats)
     if isinstance(structure, LowRank):
         blocks, _, rank = w["u"].shape
         body |= {"kind": "RNNC_LOWRANK", "blocks": blocks, "top": 0, "mid_bits": mid.bits}
-        body["first"] = _plain(source, f"{what}_u", w["u"].transpose(0, 2, 1).reshape(-1, n), x, mid, bits)
-        body["second"] = _plain(source, f"{what}_v", w["v"].transpose(0, 2, 1).reshape(-1, rank), mid, SUM, bits)
+        body["first"] = _plain(source, f"{what}_u", w["u"].transpose(0, 2, 1).reshape(-1, n), x, mid, formats)
+        body["second"] = _plain(source, f"{what}_v", w["v"].transpose(0, 2, 1).reshape(-1, rank), mid, SUM, formats)
     if isinstance(structure, Kron | Hybrid):
-        body |= _kron(source, what, w, x, mid, bits)
+        body |= _kron(source, what, w, x, mid, formats)
     if isinstance(structure, Hybrid):
         blocks, _, rows = w["top"].shape
         body["top"] = rows
-        body["plain"] = _plain(source, f"{what}_top", w["top"].transpose(0, 2, 1).reshape(-1, n), x, SUM, bits)
+        body["plain"] = _plain(source, f"{what}_top", w["top"].transpose(0, 2, 1).reshape(-1, n), x, SUM, formats)
     return "{" + ", ".join(f".{key} = {value}" for key, value in body.items()) + "}"
 
 
-def _kron(source: _Source, what: str, w: Params, x: Format, mid: Format, bits: int) -> dict[str, object]:
+def _kron(source: _Source, what: str, w: Params, x: Format, mid: Format, formats: Formats) -> dict[str, object]:
     blocks, terms, m1, n1 = w["a"].shape
     m2, n2 = w["b"].shape[2:]
     body: dict[str, object] = {"kind": "RNNC_KRON", "blocks": blocks, "top": 0, "terms": terms, "mid_bits": mid.bits}
@@ -295,13 +301,14 @@ def _kron(source: _Source, what: str, w: Params, x: Format, mid: Format, bits: i
         first, second, names = w["a"], w["b"], ("a", "b")
         body |= {"x_line": 1, "x_next": n2, "y_first": m2, "y_second": 1}
     outer = second.transpose(0, 2, 1, 3).reshape(blocks * second.shape[2], -1)
-    body["first"] = _plain(source, f"{what}_{names[0]}", first.reshape(-1, first.shape[3]), x, mid, bits)
-    body["second"] = _plain(source, f"{what}_{names[1]}", outer, mid, SUM, bits)
+    body["first"] = _plain(source, f"{what}_{names[0]}", first.reshape(-1, first.shape[3]), x, mid, formats)
+    body["second"] = _plain(source, f"{what}_{names[1]}", outer, mid, SUM, formats)
     return body
 
 
-def _plain(source: _Source, what: str, w: np.ndarray, x: Format, y: Format, bits: int) -> str:
+def _plain(source: _Source, what: str, w: np.ndarray, x: Format, y: Format, formats: Formats) -> str:
     """A plain matrix [outputs, inputs], on its grid, as an initializer; every sum is proved not to overflow."""
+    bits = formats.bits_for(x)
     frac = np.asarray(fixed.weight_frac(jnp.asarray(w), (1,), bits))
     q = np.ldexp(w, frac).astype(np.int64)
     largest = np.abs(q).sum(axis=1) * -x.lowest
@@ -314,8 +321,8 @@ def _plain(source: _Source, what: str, w: np.ndarray, x: Format, y: Format, bits
     shape = f"[{w.shape[0]}, {w.shape[1]}]"
     sizes = {block: _sparse_bytes(q, block, bits) for block in (1, 4) if w.shape[1] % block == 0}
     block, smallest = min(sizes.items(), key=lambda item: item[1])
-    body = [f".outputs = {w.shape[0]}", f".inputs = {w.shape[1]}", f".bits = {4 if bits <= 4 else 8}"]
-    if smallest < q.size // (2 if bits <= 4 else 1):
+    body = [f".outputs = {w.shape[0]}", f".inputs = {w.shape[1]}", f".bits = {_stored(bits)}"]
+    if smallest < q.size * _stored(bits) // 8:
         kept = _blocks(q, block)
         stored = q.reshape(q.shape[0], -1, block)[kept].ravel()
         text = f"{what}: {len(stored)} weights of {shape} in blocks of {block}, {frac_text}"
@@ -340,12 +347,19 @@ def _blocks(q: np.ndarray, block: int) -> np.ndarray:
 def _sparse_bytes(q: np.ndarray, block: int, bits: int) -> int:
     """Bytes of the kept weights, the map and the starts of the rows."""
     kept = _blocks(q, block)
-    weights = kept.sum() * block / (2 if bits <= 4 else 1)
+    weights = kept.sum() * block * _stored(bits) / 8
     return math.ceil(weights) + kept.shape[0] * (math.ceil(kept.shape[1] / 8) + 4)
 
 
+def _stored(bits: int) -> int:
+    """Bits that a weight of so many takes."""
+    return next(size for size in (4, 8, 16) if bits <= size)
+
+
 def _packed(q: np.ndarray, bits: int) -> np.ndarray:
-    """Weights as they lie in memory: of 4 bits, two in a byte, the first in the low half."""
+    """Weights as they lie in memory: of 4 bits two in a byte, the first in the low half; of 16 the low byte first."""
+    if bits > 8:
+        return q.astype("<i2").view(np.int8)
     if bits > 4:
         return q
     pairs = np.append(q, 0)[: q.size + q.size % 2].reshape(-1, 2) & 0xF

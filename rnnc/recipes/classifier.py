@@ -266,7 +266,7 @@ def _right(core: Core, last: Formats, cell: Params, head: Params, xs: Array) -> 
     A, start = Fake(formats=last), core.carry((xs.shape[1],), core.matrices(cell)[0].shape[1] // core.step.gates)
     ended: tuple[Carry, Carry] = unroll(core, False, cell, start, core.arith.constant("x", xs))  # pyright: ignore
     h = A.move("gx.in", "x", core.output(ended[0]))
-    scores = A.dot("gx", "gx.in", h, A.weight(head["w"], (0,)))
+    scores = A.dot("gx", "gx.in", h, A.weight("gx.in", head["w"], (0,)))
     return jnp.argmax(A.bias("gx", scores, A.constant("bias", head["b"])[None]), axis=-1)
 
 
