@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import soundfile
 from damaged import damage
@@ -207,6 +208,43 @@ def test_a_run_in_integers(smoke, tmp_path, capsys):
     _refused(capsys, "no model; train one", "export", "--out", tmp_path / "none")
 
 
+@pytest.fixture
+def in_legs(smoke, tmp_path, monkeypatch) -> Run:
+    """A run in integers whose ranges are read anew after its third step, with all its checkpoints."""
+    monkeypatch.setattr(checkpoint, "KEEP", 9)
+    train = ["train.steps=5", "train.valid_every=1", "train.warmup_steps=1", "train.learning_rate=0.05"]
+    words = [f'start="{smoke.model}"', "quantise.reread=[3]", "quantise.batches=1", *train]
+    sets = [w for word in words for w in ("--set", word)]
+    assert main(["train", "--config", "smoke", "--out", str(tmp_path / "legs"), *sets]) == 0
+    return Run(tmp_path / "legs")
+
+
+def test_ranges_are_read_anew_in_training(in_legs, tmp_path, capsys):
+    """Formats follow the weights as they are then; a run that was stopped in either part goes on with the same."""
+    noted, wanted = in_legs.noted_formats(), _state(in_legs)
+    assert list(noted) == ["0", "3"]
+    assert noted["0"] != noted["3"]
+    enhancer, meta = load_model(in_legs.model)
+    assert configs.to_table(enhancer.model)["formats"] == noted["3" if meta["step"] > 3 else "0"]
+    for stopped in (2, 3, 4):
+        run = Run(shutil.copytree(in_legs.folder, tmp_path / str(stopped)))
+        for step in range(stopped + 1, 6):
+            shutil.rmtree(run.checkpoints / f"step_{step:08d}")
+        if stopped <= 3:
+            run.formats.write_text(json.dumps({"0": noted["0"]}))
+        capsys.readouterr()
+        assert main(["train", "--out", str(run.folder), "--resume"]) == 0
+        assert capsys.readouterr().out.count("reading ranges") == int(stopped <= 3)
+        assert run.noted_formats() == noted
+        jax.tree.map(np.testing.assert_array_equal, _state(run), wanted)
+
+
+def _state(run: Run) -> dict:
+    """All that the last checkpoint holds."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore((run.checkpoints / "step_00000005").absolute())
+
+
 # --- denoise -------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +299,9 @@ def test_denoise_bad_files_only(smoke, tmp_path, capsys):
         (["--set", "train.steps"], r"must read key=value"),
         (["--set", "data=3"], r"data: is 3, must be a section"),
         (["--set", "seed=-1"], r"seed: is -1"),
+        (["--set", "quantise.weight_bits=12"], r"weight_bits: is 12, must be 2 to 8, or 16"),
+        (["--set", "quantise.reread=[5, 5]"], r"reread: is \[5, 5\], must be ascending"),
+        (["--set", "quantise.reread=[1200]"], r"quantise\.reread: ends with 1200, must be below train\.steps"),
         (["--config", "smokk"], r"--config smokk: no such file; shipped .*smoke, tinylstm"),
         (["train", "x.wav"], r"train: does not take 'x\.wav'"),
         (["--speech", "none"], r"speech and noise: give folders for both"),

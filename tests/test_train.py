@@ -163,6 +163,18 @@ def test_it_learns_and_keeps_the_best(whole):
     assert checkpoint.steps(folder) == [50, 60]
 
 
+def test_a_run_in_legs_is_the_run(whole, tmp_path):
+    """Stopped after a step that asks for nothing else, then another, gone on with each time: the same bits."""
+    for until in (25, 47):
+        result, _, _ = _fit(tmp_path, resume=True, until=until)
+        assert result["steps"] == checkpoint.steps(tmp_path)[-1] == until
+    result, events, _ = _fit(tmp_path, resume=True, until=1000)
+    assert events[0]["step"] == 47
+    _identical(_newest(tmp_path), _newest(whole[0]))
+    assert (result["best_step"], result["best_score"]) == (whole[1]["best_step"], whole[1]["best_score"])
+    jax.tree.map(np.testing.assert_array_equal, result["params"], whole[1]["params"])
+
+
 def test_learning_rate_by_step(whole):
     events = [e for e in whole[2] if "lr" in e]
     assert [e["step"] for e in events] == list(range(1, 61))

@@ -37,11 +37,13 @@ class Quantise:
       weight_bits: of all matrices, 2 to 8, or 16 (of those that take 8 bits; others then have 8).
       activation_bits: of what the matrices take, 8 or 16; every other point has 16.
       batches: batches of training mixtures that the ranges are read from.
+      reread: steps of the training after which they are read anew, ascending.
     """
 
     weight_bits: int = 8
     activation_bits: int = 8
     batches: int = 4
+    reread: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.weight_bits not in WEIGHT_BITS:
@@ -50,6 +52,8 @@ class Quantise:
             raise ValueError(f"activation_bits: is {self.activation_bits}, must be 8 or 16")
         if self.batches < 1:
             raise ValueError(f"batches: is {self.batches}, must be 1 or more")
+        if list(self.reread) != sorted({step for step in self.reread if step > 0}):
+            raise ValueError(f"reread: is {list(self.reread)}, must be ascending steps from 1")
 
 
 def calibrated(enhancer: Enhancer, noisy: Iterable[np.ndarray], quantise: Quantise) -> Model:

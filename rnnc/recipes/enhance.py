@@ -4,6 +4,7 @@ Bare, it does the whole job on a corpus that it makes on the spot: training, sco
 """
 
 import argparse
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -69,6 +70,9 @@ class Enhance:
     def __post_init__(self) -> None:
         if self.prune is not None and not self.prune.end < self.train.steps:
             raise ValueError(f"prune.end: is {self.prune.end}, must be below train.steps = {self.train.steps}")
+        if self.quantise and self.quantise.reread and not self.quantise.reread[-1] < self.train.steps:
+            last = self.quantise.reread[-1]
+            raise ValueError(f"quantise.reread: ends with {last}, must be below train.steps = {self.train.steps}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed: is {self.seed}, must be 0 to {2**31 - 1}")
 
@@ -196,8 +200,7 @@ def train(
     machine.prepare(config.train.batch, config.train.devices)
     _open(config, run, resume)
     sources = sources or open_sources(config, reporter)
-    model, params = _initial(config, sources, reporter)
-    graph, _ = nnx.split(Enhancer(model, rngs=nnx.Rngs(config.seed)), nnx.Param)
+    params = _initial(config)
     pruner = config.prune or Pruner()
     pruned = [] if isinstance(pruner, Groups) else getattr(pruner, "only", [])
     frames = config.model.stft.frames(round(config.mix.seconds * config.model.rate_hz))
@@ -207,13 +210,6 @@ def train(
         "command": command,
         "seed": config.seed,
     }
-
-    def loss(tree: Any, noisy: jax.Array, clean: jax.Array) -> jax.Array:
-        enhanced, rate = nnx.merge(graph, pruner.apply(tree)).run(noisy)
-        return config.loss(enhanced, clean) + config.loss.budget(rate) + pruner.penalty(tree)
-
-    def keep(tree: Any, step: int) -> None:
-        save_model(run.model, *pruner.finish(tree, model), {**origin, "step": step, "pruned": list(pruned)})
 
     before = 0.0  # seconds that calls before this one trained
 
@@ -228,20 +224,41 @@ def train(
         run.append(event)
         _say_event(event, config.train, reporter)
 
-    result = loop.fit(
-        config.train,
-        params=pruner.attach(params, model),
-        loss=loss,
-        batch=lambda step: sources.train.batch(step, config.train.batch),
-        validate=_validator(config, graph, pruner, sources.valid),
-        score="si_sdr_db",
-        keep=keep,
-        observe=observe,
-        folder=run.checkpoints,
-        resume=resume,
-        wrap=pruner.wrap,
-        keep_from=pruner.end,
-    )
+    def leg(tree: Any, first: int, last: int) -> dict[str, Any]:
+        """Train up to a step with the formats that hold from another one on."""
+        model = _formatted(config, run, first, pruner.apply(tree), sources, reporter)
+        graph, _ = nnx.split(Enhancer(model, rngs=nnx.Rngs(config.seed)), nnx.Param)
+
+        def loss(tree: Any, noisy: jax.Array, clean: jax.Array) -> jax.Array:
+            enhanced, rate = nnx.merge(graph, pruner.apply(tree)).run(noisy)
+            return config.loss(enhanced, clean) + config.loss.budget(rate) + pruner.penalty(tree)
+
+        def keep(tree: Any, step: int) -> None:
+            save_model(run.model, *pruner.finish(tree, model), {**origin, "step": step, "pruned": list(pruned)})
+
+        return loop.fit(
+            config.train,
+            params=tree,
+            loss=loss,
+            batch=lambda step: sources.train.batch(step, config.train.batch),
+            validate=_validator(config, graph, pruner, sources.valid),
+            score="si_sdr_db",
+            keep=keep,
+            observe=observe,
+            folder=run.checkpoints,
+            resume=resume or first > 0,
+            wrap=pruner.wrap,
+            keep_from=pruner.end,
+            until=last,
+        )
+
+    tree, rereads = pruner.attach(params, config.model), config.quantise.reread if config.quantise else ()
+    result: dict[str, Any] = {}
+    for first, last in itertools.pairwise((0, *rereads, config.train.steps)):
+        result = leg(tree, first, last)
+        if result["steps"] < last:  # out of patience
+            break
+        tree = result["params"]
     seconds = before + result["seconds"]
     speed = result["steps"] * config.train.batch * frames / seconds
     numbers = {"steps": result["steps"], "best_step": result["best_step"], "seconds": seconds, "frames_per_s": speed}
@@ -264,22 +281,37 @@ def _open(config: Enhance, run: Run, resume: bool) -> None:
     elif run.checkpoints.exists():
         raise ConfigError(f"{run.folder}: holds a run; add --resume to go on with it, or choose another --out")
     run.folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        run.formats.unlink(missing_ok=True)
     container.replace(run.config, text)
 
 
-def _initial(config: Enhance, sources: Sources, reporter: Reporter) -> tuple[Model, Any]:
-    """The model, with formats if it is to have some, and its parameters: drawn, or those of the model to start from."""
-    graph, state = nnx.split(Enhancer(config.model, rngs=nnx.Rngs(config.seed)), nnx.Param)
-    params = nnx.to_pure_dict(state)
+def _initial(config: Enhance) -> Any:
+    """The first parameters: drawn, or those of the model to start from."""
+    params = nnx.to_pure_dict(nnx.state(Enhancer(config.model, rngs=nnx.Rngs(config.seed)), nnx.Param))
     if config.start:
         trained, _ = load_model(_model(config.start))
         theirs = nnx.to_pure_dict(nnx.state(trained, nnx.Param))
         params = jax.tree.map(np.asarray, factor.start(theirs, trained.model, config.model, params))
+    return params
+
+
+def _formatted(config: Enhance, run: Run, step: int, params: Any, sources: Sources, reporter: Reporter) -> Model:
+    """The model, with formats if it is to have some: as the run folder notes them, or read off the parameters now.
+
+    What is read is noted before the training goes on, so that a resumed run has the same.
+    """
     if config.quantise is None:
-        return config.model, params
-    reporter.say(f"reading ranges off {config.quantise.batches} batches")
-    batches = (sources.train.batch(step, config.train.batch)[0] for step in range(config.quantise.batches))
-    return calibrated(nnx.merge(graph, params), batches, config.quantise), params
+        return config.model
+    if str(step) not in run.noted_formats():
+        reporter.say(f"reading ranges off {config.quantise.batches} batches")
+        graph, _ = nnx.split(Enhancer(config.model, rngs=nnx.Rngs(config.seed)), nnx.Param)
+        first = range(step, step + config.quantise.batches)
+        batches = (sources.train.batch(at, config.train.batch)[0] for at in first)
+        found = calibrated(nnx.merge(graph, params), batches, config.quantise)
+        run.note_formats(step, configs.to_table(found)["formats"])
+    table = {**configs.to_table(config.model), "formats": run.noted_formats()[str(step)]}
+    return configs.build(Model, table, f"{run.formats}: {step}")
 
 
 def _validator(config: Enhance, graph: Any, pruner: Pruner, pairs: list[Pair]):

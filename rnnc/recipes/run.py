@@ -20,7 +20,8 @@ class Run:
     """The files of one run.
 
     Args:
-      folder: config.toml, log.jsonl, checkpoints/, model.rnnc, result.json, report.html and examples/ lie here.
+      folder: config.toml, log.jsonl, checkpoints/, formats.json, model.rnnc, result.json, report.html and examples/ lie
+        here.
     """
 
     def __init__(self, folder: Path):
@@ -28,6 +29,7 @@ class Run:
         self.config = self.folder / "config.toml"
         self.log = self.folder / "log.jsonl"
         self.checkpoints = self.folder / "checkpoints"
+        self.formats = self.folder / "formats.json"
         self.model = self.folder / "model.rnnc"
         self.result = self.folder / "result.json"
         self.examples = self.folder / "examples"
@@ -59,18 +61,29 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """What result.json holds so far."""
-        if not self.result.exists():
-            return {}
-        try:
-            return json.loads(self.result.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            return {}
+        return _table(self.result)
+
+    def noted_formats(self) -> dict[str, Any]:
+        """The formats of the layers, by the step from which on they hold."""
+        return _table(self.formats)
+
+    def note_formats(self, step: int, formats: list[Any]) -> None:
+        """Add the formats that hold from a step on, atomically."""
+        container.replace(self.formats, json.dumps({**self.noted_formats(), str(step): formats}, indent=2) + "\n")
 
     def update(self, **sections: Any) -> dict[str, Any]:
         """Set sections of result.json, atomically."""
         results = {**self.results(), **sections}
         container.replace(self.result, json.dumps(results, indent=2) + "\n")
         return results
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """A JSON file's table; empty where there is no file, or none that can be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
 
 
 def save_model(path: Path, model: Model, params: dict[str, Any], meta: dict[str, Any]) -> None:

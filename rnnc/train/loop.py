@@ -113,6 +113,7 @@ def fit(
     resume: bool,
     wrap: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda tx: tx,
     keep_from: int = 0,
+    until: int | None = None,
 ) -> dict[str, Any]:
     """Train `params` on `loss`, validate, keep the best, and checkpoint after every validation.
 
@@ -129,9 +130,10 @@ def fit(
       resume: go on from the newest checkpoint there, if any.
       wrap: what goes around the optimiser, for instance a way of pruning, whose masks are then part of its state.
       keep_from: no step before this one can be the best.
+      until: return after this step, with a checkpoint to go on from; None: at the end.
 
     Returns:
-      {"steps", "best_step", "best_score"} of the run, {"seconds", "items_per_s"} of this call.
+      {"params", "steps", "best_step", "best_score"} of the run, {"seconds", "items_per_s"} of this call.
 
     Raises:
       TrainError: loss or gradients are not finite; the state before that step is what the last checkpoint holds.
@@ -147,9 +149,9 @@ def fit(
     advance = _step(loss, optimizer, mesh)
     params, opt = jax.device_put((state.params, state.optimizer), whole)
     best = state.best_score, state.best_step
-    meter = _Meter(config, step)
-    with _stop_signals() as stopped, _prefetched(batch, step, config.steps) as batches:
-        while step < config.steps and not _out_of_patience(config, step, int(best[1])):
+    meter, end = _Meter(config, step), config.steps if until is None else min(until, config.steps)
+    with _stop_signals() as stopped, _prefetched(batch, step, end) as batches:
+        while step < end and not _out_of_patience(config, step, int(best[1])):
             numbers = next(batches)
             params, opt, report = advance(params, opt, *jax.device_put(numbers, split))
             if not report["finite"]:
@@ -164,13 +166,14 @@ def fit(
                     best = np.array(valid[score], np.float32), np.array(step, np.int32)
                     keep(jax.device_get(params), step)
                 observe({"step": step, "valid": valid, "best": int(best[1]) == step})
-            if config.due(step, config.valid_every) or stopped:
+            if config.due(step, config.valid_every) or step == end or stopped:
                 checkpoint.save(folder, step, State(jax.device_get(params), jax.device_get(opt), *best))
                 meter.skip(step)
             if stopped:
                 observe({"event": "interrupted", "step": step})
                 raise Interrupted(step)
-    return {"steps": step, "best_step": int(best[1]), "best_score": float(best[0]), **meter.total(step)}
+    ended = {"params": jax.device_get(params), "steps": step}
+    return {**ended, "best_step": int(best[1]), "best_score": float(best[0]), **meter.total(step)}
 
 
 class _Meter:
@@ -196,7 +199,7 @@ class _Meter:
     def total(self, step: int) -> dict[str, float]:
         """Time and speed of the whole call, validation and checkpoints included."""
         seconds = time.monotonic() - self.began
-        return {"seconds": seconds, "items_per_s": (step - self.first) * self.items / seconds}
+        return {"seconds": seconds, "items_per_s": (step - self.first) * self.items / max(seconds, 1e-9)}
 
 
 def _mesh(config: Train) -> Mesh:
