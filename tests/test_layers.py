@@ -32,7 +32,11 @@ LAYERS = (
         "compress compress.factor compress.prune compress.affine compress.groups compress.quantise",
         "base audio fixed arith structure steps cells linen model",
     ),
-    ("export", "export export.tables export.model export.host", "base fixed arith structure steps cells model"),
+    (
+        "export",
+        "export export.tables export.records export.model export.host",
+        "base fixed arith structure steps cells model",
+    ),
     ("train", "train train.loss train.checkpoint train.loop", "base audio"),
     (
         "recipes",

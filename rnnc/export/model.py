@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from rnnc import fixed
 from rnnc.arith import Fake, Fixed, Formats
 from rnnc.cells import Cell, Skip
 from rnnc.container import replace
+from rnnc.export.records import Array, Struct, Structs, Value
 from rnnc.export.tables import array
 from rnnc.factors import Factors
 from rnnc.fixed import FRAC_IN, FRAC_OUT, GATE, INPUT, SUM, Format
@@ -33,31 +34,42 @@ class ExportError(ValueError):
 
 @dataclass
 class _Source:
-    """The text of model.c while it grows: constant arrays, then what refers to them."""
+    """A model while it grows, with the text of model.c: constant arrays, then what refers to them."""
 
     name: str
+    root: Struct | None = None
     lines: list[str] = field(default_factory=list)
     about: list[str] = field(default_factory=list)
     sizes: list["Size"] = field(default_factory=list)
     flash: int = 0  # of all arrays so far
 
-    def array(self, what: str, kind: str, numbers: np.ndarray, comment: str) -> str:
-        """Add an array; returns its name."""
-        called = f"{self.name}_{what}"
-        self.flash += numbers.size * {"int8_t": 1, "uint8_t": 1, "int16_t": 2, "uint32_t": 4}[kind]
-        self.lines += [f"/* {comment} */", f"static const {kind} {called}[{numbers.size}] = {{", *array(numbers), "};"]
-        return called
+    def array(self, what: str, kind: str, numbers: np.ndarray, comment: str) -> Array:
+        """Add an array."""
+        added = Array(f"{self.name}_{what}", kind, numbers)
+        self.flash += added.data.nbytes
+        opening = f"static const {kind} {added.name}[{numbers.size}] = {{"
+        self.lines += [f"/* {comment} */", opening, *array(numbers), "};"]
+        return added
 
     def layer(self, name: str, state: int, scratch: int) -> None:
         """Note that all arrays since the last call belong to a layer; state and scratch in bytes."""
         flash = self.flash - sum(size.flash for size in self.sizes)
         self.sizes.append(Size(name=name, flash=flash, state=state, scratch=scratch))
 
-    def struct(self, what: str, kind: str, body: Sequence[str]) -> str:
-        """Add a structure; returns its name."""
-        called = f"{self.name}_{what}"
-        self.lines += [f"static const {kind} {called} = {{", *(f"    {line}," for line in body), "};"]
-        return called
+    def struct(self, what: str, kind: str, fields: Mapping[str, Value], *, public: bool = False) -> Struct:
+        """Add a structure with a name of its own; a public one bears the model's."""
+        added = Struct(kind, fields, self.name if public else f"{self.name}_{what}")
+        static = "" if public else "static "
+        lines = (f"    {line}," for line in added.lines)
+        self.lines += [f"{static}const {kind} {added.name} = {{", *lines, "};", ""]
+        return added
+
+    def structs(self, what: str, kind: str, items: Sequence[Struct]) -> Structs:
+        """Add an array of structures."""
+        added = Structs(f"{self.name}_{what}", tuple(items))
+        lines = (f"    {item.text}," for item in items)
+        self.lines += [f"static const {kind} {added.name}[] = {{", *lines, "};", ""]
+        return added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +139,7 @@ def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer) -> _Sourc
     source = _Source(name)
     if not isinstance(model, Enhancer):
         cells = list(model.cells) if isinstance(model, Skip) else [model] if isinstance(model, Cell) else list(model)
-        last = _stack(source, f"const rnnc_stack {name}", cells, model if isinstance(model, Skip) else None)
+        source.root, last = _stack(source, cells, model if isinstance(model, Skip) else None, public=True)
         source.about = _about("rnnc_stack", name, cells[0], last.h)
         return source
     if not model.model.formats:
@@ -135,7 +147,7 @@ def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer) -> _Sourc
     below = [rnn.cell for rnn in model.layers]
     skip = next((cell for cell in below if isinstance(cell, Skip)), None)
     cells = list(skip.cells) if skip else [cell for cell in below if isinstance(cell, Cell)]
-    _stack(source, f"static const rnnc_stack {name}_stack", cells, skip)
+    stack, _ = _stack(source, cells, skip)
     ends = (("dense", model.dense, False), ("mask", model.mask, True))
     widest = max(model.model.units[-1], model.model.hidden, model.model.bands.count)
     layers = []
@@ -143,9 +155,8 @@ def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer) -> _Sourc
         layers.append(_dense(source, what, layer, formats, sigmoid=sigmoid))
         state = 2 * model.model.bands.count if sigmoid else 0  # the mask is held
         source.layer(what, state=state, scratch=4 * 2 * ((widest + 1) // 2 * 2))
-    dense, mask = layers
-    source.lines += [f"static const rnnc_dense {name}_layers[] = {{", f"    {dense},", f"    {mask}", "};", ""]
-    source.lines += [f"const rnnc_net {name} = {{.stack = &{name}_stack, .layers = 2, .layer = {name}_layers}};", ""]
+    fields = {"stack": stack, "layers": 2, "layer": source.structs("layers", "rnnc_dense", layers)}
+    source.root = source.struct("net", "rnnc_net", fields, public=True)
     source.about = _about("rnnc_net", name, cells[0], GATE)
     return source
 
@@ -167,9 +178,11 @@ def _texts(source: _Source) -> tuple[str, str]:
     return header, f'{top}\n#include "{source.name}.h"\n\n{body}'
 
 
-def _stack(source: _Source, declared: str, cells: Sequence[Cell], skip: Skip | None) -> Formats:
-    """Add cells and the stack that they make; returns the formats of the last."""
-    names, before = [], None
+def _stack(
+    source: _Source, cells: Sequence[Cell], skip: Skip | None, *, public: bool = False
+) -> tuple[Struct, Formats]:
+    """Add cells and the stack that they make; returns it and the formats of the last."""
+    added, before = [], None
     for i, one in enumerate(cells):
         formats = _formats(f"layer {i}", one.core)
         if before and (before.h != formats.x or cells[i - 1].hidden_features != one.in_features):
@@ -177,14 +190,12 @@ def _stack(source: _Source, declared: str, cells: Sequence[Cell], skip: Skip | N
                 f"layer {i}: takes {one.in_features} numbers of {_words(formats.x)}, the one below gives "
                 f"{cells[i - 1].hidden_features} of {_words(before.h)}"
             )
-        names.append(_cell(source, f"cell{i}", one, formats))
+        added.append(_cell(source, f"cell{i}", one, formats))
         before = formats
     assert before is not None
-    gate = f"&{_skip(source, skip)}" if skip else "0"
-    refs = ", ".join(f"&{called}" for called in names)
-    source.lines += [f"static const rnnc_cell *const {source.name}_cells[] = {{{refs}}};", ""]
-    source.lines += [f"{declared} = {{.cells = {len(cells)}, .cell = {source.name}_cells, .skip = {gate}}};", ""]
-    return before
+    gate = {"skip": _skip(source, skip)} if skip else {}
+    fields = {"cells": len(added), "cell": source.structs("cells", "rnnc_cell *const", added), **gate}
+    return source.struct("stack", "rnnc_stack", fields, public=public), before
 
 
 def _words(form: Format) -> str:
@@ -197,31 +208,29 @@ def _formats(where: str, core: Core) -> Formats:
     return core.arith.formats
 
 
-def _cell(source: _Source, what: str, cell: Cell, formats: Formats) -> str:
+def _cell(source: _Source, what: str, cell: Cell, formats: Formats) -> Struct:
     core, n, m = cell.core, cell.in_features, cell.hidden_features
     params = jax.tree.map(np.asarray, core.prepared(cell.weights()))
     joint = isinstance(core.recurrent, Joint)
     step, chip = core.step, Fixed(formats=formats)
     h_in = formats.x_in if joint else formats.h_in
-    body = [f".step = RNNC_{step.name.upper()}", f".n = {n}", f".m = {m}", f".joint = {int(joint)}"]
+    body: dict[str, Value] = {"step": f"RNNC_{step.name.upper()}", "n": n, "m": m, "joint": int(joint)}
     for side, point, mid in (("kernel", formats.x_in, formats.x_mid), ("recurrent", formats.h_in, formats.h_mid)):
         if side in params:
             structure, where = getattr(core, side), f"{what}_{side}"
-            body.append(f".{side} = {_mat(source, where, structure, params[side], point, mid, formats)}")
-    for key, field_name in (("bias", "bias"), ("recurrent_bias", "recurrent_bias")):
+            body[side] = _mat(source, where, structure, params[side], point, mid, formats)
+    for key in ("bias", "recurrent_bias"):
         if key in params:
             width = step.gates * m
             numbers = np.pad(np.asarray(fixed.quantise(params[key], INPUT)), (width - params[key].size, 0))
-            called = source.array(f"{what}_{key}", "int16_t", numbers, f"{what}: {key}, Q3.{FRAC_IN}")
-            body.append(f".{field_name} = {called}")
+            body[key] = source.array(f"{what}_{key}", "int16_t", numbers, f"{what}: {key}, Q3.{FRAC_IN}")
     h = formats.h
-    body += [f".x_shift = {formats.x.frac - formats.x_in.frac}", f".x_bits = {formats.x_in.bits}"]
-    body += [f".h_shift = {h.frac - h_in.frac}", f".h_bits = {h_in.bits}"]
-    body += [f".c_frac = {formats.c.frac}", f".h_frac = {h.frac}", f".h_out_bits = {h.bits}"]
-    body += [f".hn_frac = {formats.hn.frac}"]
+    body |= {"x_shift": formats.x.frac - formats.x_in.frac, "h_shift": h.frac - h_in.frac}
+    body |= {"x_bits": formats.x_in.bits, "h_bits": h_in.bits}
+    body |= {"c_frac": formats.c.frac, "h_frac": h.frac, "h_out_bits": h.bits, "hn_frac": formats.hn.frac}
     for key, _ in step.scalars:
         gate = chip.sigmoid(key, chip.at("scalar", params[key]))
-        body.append(f".{key} = {int(gate.array[0])}")
+        body[key] = int(gate.array[0])
     width, moved = step.gates * m, (n + m + 1) // 2
     own = max(_scratch(structure, shape, step.gates) for _, structure, shape in core.sides(n, m))
     numbers = 2 * width + moved * (2 if joint and not step.additive else 1) + own
@@ -229,19 +238,18 @@ def _cell(source: _Source, what: str, cell: Cell, formats: Formats) -> str:
     return source.struct(what, "rnnc_cell", body)
 
 
-def _dense(source: _Source, what: str, layer: nnx.Linear, formats: Formats, *, sigmoid: bool) -> str:
-    """A dense layer as an initializer."""
+def _dense(source: _Source, what: str, layer: nnx.Linear, formats: Formats, *, sigmoid: bool) -> Struct:
+    """A dense layer."""
     assert layer.bias is not None
     chip = Fixed(formats=formats)
     w, bias = (np.asarray(a[...]) for a in (layer.kernel, layer.bias))
     w = np.asarray(chip.weight("gx.in", jnp.asarray(w), (0,)))
     mat = _mat(source, what, Dense(), {"w": w}, formats.x_in, formats.x_mid, formats)
     biases = np.asarray(fixed.quantise(bias, INPUT))
-    called = source.array(f"{what}_bias", "int16_t", biases, f"{what}: bias, Q3.{FRAC_IN}")
-    body = [f".mat = {mat}", f".bias = {called}", f".activation = RNNC_{'SIGMOID' if sigmoid else 'RELU'}"]
-    body += [f".x_shift = {formats.x.frac - formats.x_in.frac}", f".x_bits = {formats.x_in.bits}"]
-    body += [f".y_frac = {formats.h.frac}", f".y_bits = {formats.h.bits}"]
-    return "{" + ", ".join(body) + "}"
+    added = source.array(f"{what}_bias", "int16_t", biases, f"{what}: bias, Q3.{FRAC_IN}")
+    body = {"mat": mat, "bias": added, "activation": "RNNC_SIGMOID" if sigmoid else "RNNC_RELU"}
+    body |= {"x_shift": formats.x.frac - formats.x_in.frac, "x_bits": formats.x_in.bits}
+    return Struct("rnnc_dense", body | {"y_frac": formats.h.frac, "y_bits": formats.h.bits})
 
 
 def _scratch(structure: Structure, shape: tuple[int, int], gates: int) -> int:
@@ -250,7 +258,7 @@ def _scratch(structure: Structure, shape: tuple[int, int], gates: int) -> int:
     return (structure.cost(shape, gates).scratch // blocks + 1) // 2
 
 
-def _skip(source: _Source, skip: Skip) -> str:
+def _skip(source: _Source, skip: Skip) -> Struct:
     top = skip.cells[-1].core
     formats = _formats("skip", top)
     gate = jax.tree.map(np.asarray, skip.core.prepared(skip.weights())["gate"])
@@ -259,7 +267,7 @@ def _skip(source: _Source, skip: Skip) -> str:
     slowest = int(top.arith.above(0.5 / (skip.core.longest + 0.5)) * (1 << FRAC_OUT))
     bias = int(fixed.quantise(gate["bias"], INPUT)[0])
     source.layer("gate", state=4, scratch=0)
-    return source.struct("skip", "rnnc_skip", [f".gate = {plain}", f".bias = {bias}", f".slowest = {slowest}"])
+    return source.struct("skip", "rnnc_skip", {"gate": plain, "bias": bias, "slowest": slowest})
 
 
 def _mat(
@@ -270,10 +278,10 @@ def _mat(
     x: Format,
     mid: Format,
     formats: Formats,
-) -> str:
-    """A structured matrix as an initializer."""
+) -> Struct:
+    """A structured matrix."""
     n, m = structure.shape(w)
-    body = {"kind": "RNNC_DENSE", "inputs": n, "outputs": m, "blocks": 1, "top": m}
+    body: dict[str, Value] = {"kind": "RNNC_DENSE", "inputs": n, "outputs": m, "blocks": 1, "top": m}
     if isinstance(structure, Dense):
         body["plain"] = _plain(source, f"{what}_w", w["w"].T, x, SUM, formats)
     if isinstance(structure, LowRank):
@@ -287,13 +295,13 @@ def _mat(
         blocks, _, rows = w["top"].shape
         body["top"] = rows
         body["plain"] = _plain(source, f"{what}_top", w["top"].transpose(0, 2, 1).reshape(-1, n), x, SUM, formats)
-    return "{" + ", ".join(f".{key} = {value}" for key, value in body.items()) + "}"
+    return Struct("rnnc_mat", body)
 
 
-def _kron(source: _Source, what: str, w: Params, x: Format, mid: Format, formats: Formats) -> dict[str, object]:
+def _kron(source: _Source, what: str, w: Params, x: Format, mid: Format, formats: Formats) -> dict[str, Value]:
     blocks, terms, m1, n1 = w["a"].shape
     m2, n2 = w["b"].shape[2:]
-    body: dict[str, object] = {"kind": "RNNC_KRON", "blocks": blocks, "top": 0, "terms": terms, "mid_bits": mid.bits}
+    body: dict[str, Value] = {"kind": "RNNC_KRON", "blocks": blocks, "top": 0, "terms": terms, "mid_bits": mid.bits}
     if Factors((m1, n1), (m2, n2)).b_first:
         first, second, names = w["b"], w["a"], ("b", "a")
         body |= {"x_line": n2, "x_next": 1, "y_first": 1, "y_second": m2}
@@ -306,8 +314,8 @@ def _kron(source: _Source, what: str, w: Params, x: Format, mid: Format, formats
     return body
 
 
-def _plain(source: _Source, what: str, w: np.ndarray, x: Format, y: Format, formats: Formats) -> str:
-    """A plain matrix [outputs, inputs], on its grid, as an initializer; every sum is proved not to overflow."""
+def _plain(source: _Source, what: str, w: np.ndarray, x: Format, y: Format, formats: Formats) -> Struct:
+    """A plain matrix [outputs, inputs], on its grid; every sum is proved not to overflow."""
     bits = formats.bits_for(x)
     frac = np.asarray(fixed.weight_frac(jnp.asarray(w), (1,), bits))
     q = np.ldexp(w, frac).astype(np.int64)
@@ -321,22 +329,22 @@ def _plain(source: _Source, what: str, w: np.ndarray, x: Format, y: Format, form
     shape = f"[{w.shape[0]}, {w.shape[1]}]"
     sizes = {block: _sparse_bytes(q, block, bits) for block in (1, 4) if w.shape[1] % block == 0}
     block, smallest = min(sizes.items(), key=lambda item: item[1])
-    body = [f".outputs = {w.shape[0]}", f".inputs = {w.shape[1]}", f".bits = {_stored(bits)}"]
+    body: dict[str, Value] = {"outputs": w.shape[0], "inputs": w.shape[1], "bits": _stored(bits)}
     if smallest < q.size * _stored(bits) // 8:
         kept = _blocks(q, block)
         stored = q.reshape(q.shape[0], -1, block)[kept].ravel()
         text = f"{what}: {len(stored)} weights of {shape} in blocks of {block}, {frac_text}"
-        body += [f".block = {block}", f".weights = {source.array(what, 'int8_t', _packed(stored, bits), text)}"]
+        body |= {"block": block, "weights": source.array(what, "int8_t", _packed(stored, bits), text)}
         bitmap = np.packbits(kept, axis=1, bitorder="little").ravel()
-        body.append(f".map = {source.array(f'{what}_map', 'uint8_t', bitmap, f'{what}: which blocks are stored')}")
+        body["map"] = source.array(f"{what}_map", "uint8_t", bitmap, f"{what}: which blocks are stored")
         start = block * np.append(0, np.cumsum(kept.sum(axis=1)))[:-1]
-        body.append(f".start = {source.array(f'{what}_start', 'uint32_t', start, f'{what}: where each row begins')}")
+        body["start"] = source.array(f"{what}_start", "uint32_t", start, f"{what}: where each row begins")
     else:
-        stored = source.array(what, "int8_t", _packed(q.ravel(), bits), f"{what}: weights {shape}, {frac_text}")
-        body.append(f".weights = {stored}")
+        text = f"{what}: weights {shape}, {frac_text}"
+        body["weights"] = source.array(what, "int8_t", _packed(q.ravel(), bits), text)
     shifts = (frac.ravel() + x.frac - y.frac).astype(np.int64)
-    called = source.array(f"{what}_shifts", "int8_t", shifts, f"{what}: from the sum's frac to {y.frac}")
-    return "{" + ", ".join([*body, f".shifts = {called}"]) + "}"
+    body["shifts"] = source.array(f"{what}_shifts", "int8_t", shifts, f"{what}: from the sum's frac to {y.frac}")
+    return Struct("rnnc_plain", body)
 
 
 def _blocks(q: np.ndarray, block: int) -> np.ndarray:
