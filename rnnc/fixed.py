@@ -133,18 +133,20 @@ def quantise(x: Any, form: Format) -> Array:
     return jnp.clip(scaled, form.lowest, form.highest).astype(jnp.int32)
 
 
-def weight_frac(w: Array, axes: tuple[int, ...], bits: int) -> Array:
+def weight_frac(w: Any, axes: tuple[int, ...], bits: int) -> Any:
     """The largest frac, 20 at most, with which numbers that differ along `axes` alone fit into so many bits.
 
-    The same for numbers that are on that grid already. int32, the axes kept with size 1.
+    The same for numbers that are on that grid already. int32, the axes kept with size 1; of numpy's arrays in numpy.
 
     >>> weight_frac(jnp.array([[0.9, 0.0], [-0.2, 0.0]]), (0,), 8).tolist()
     [[7, 20]]
     """
-    largest = jnp.max(jnp.abs(w.astype(jnp.float32)), axis=axes, keepdims=True)
-    part, exponent = jnp.frexp(largest)  # largest = part 2^exponent, part in 0.5 .. 1
+    np_ = np if isinstance(w, np.ndarray) else jnp
+    largest = np_.max(np_.abs(w.astype(np.float32)), axis=axes, keepdims=True)
+    part, exponent = np_.frexp(largest)  # largest = part 2^exponent, part in 0.5 .. 1
     over = part * np.float32(1 << (bits - 1)) >= np.float32((1 << (bits - 1)) - 0.5)
-    return jnp.where(largest > 0, jnp.minimum(bits - 1 - exponent - over.astype(jnp.int32), LARGEST_FRAC), LARGEST_FRAC)
+    frac = np_.minimum(bits - 1 - exponent - over.astype(np.int32), LARGEST_FRAC)
+    return np_.where(largest > 0, frac, np.int32(LARGEST_FRAC))
 
 
 def power(frac: Array) -> Array:

@@ -26,6 +26,7 @@ from rnnc.structure import Dense, Hybrid, Joint, Kron, LowRank, Structure
 
 FORMAT_VERSION = 1
 LIMIT = 1 << 30  # sums stay below it
+_prepared = jax.jit(Core.prepared, static_argnums=0)
 
 
 class ExportError(ValueError):
@@ -210,7 +211,7 @@ def _formats(where: str, core: Core) -> Formats:
 
 def _cell(source: _Source, what: str, cell: Cell, formats: Formats) -> Struct:
     core, n, m = cell.core, cell.in_features, cell.hidden_features
-    params = jax.tree.map(np.asarray, core.prepared(cell.weights()))
+    params = jax.tree.map(np.asarray, _prepared(core, cell.weights()))
     joint = isinstance(core.recurrent, Joint)
     step, chip = core.step, Fixed(formats=formats)
     h_in = formats.x_in if joint else formats.h_in
@@ -317,7 +318,7 @@ def _kron(source: _Source, what: str, w: Params, x: Format, mid: Format, formats
 def _plain(source: _Source, what: str, w: np.ndarray, x: Format, y: Format, formats: Formats) -> Struct:
     """A plain matrix [outputs, inputs], on its grid; every sum is proved not to overflow."""
     bits = formats.bits_for(x)
-    frac = np.asarray(fixed.weight_frac(jnp.asarray(w), (1,), bits))
+    frac = fixed.weight_frac(w, (1,), bits)
     q = np.ldexp(w, frac).astype(np.int64)
     largest = np.abs(q).sum(axis=1) * -x.lowest
     for row in np.flatnonzero(largest >= LIMIT):

@@ -1,0 +1,17 @@
+/* Start of a RISC-V under an emulator that loads all sections itself: traps to an end, stack, main. */
+#include <stdint.h>
+
+void rnnc_board_main(void);
+void rnnc_board_exit(uint32_t status);
+void rnnc_fault(void);
+void rnnc_reset(void);
+
+__attribute__((aligned(4))) void rnnc_fault(void)
+{
+    rnnc_board_exit(99);
+}
+
+__attribute__((naked, section(".vectors"), used)) void rnnc_reset(void)
+{
+    __asm__ volatile("la sp, rnnc_stack_top\nla t0, rnnc_fault\ncsrw mtvec, t0\njal rnnc_board_main");
+}
