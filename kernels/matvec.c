@@ -7,8 +7,8 @@
 
 #define RNNC_SUM_BITS 24 /* of products and biases */
 
-/* The weight at a place of the store. Of 4 bits, two lie in a byte: 0xF1 holds 1 and -1. Of 16, the low byte is first. */
-static int32_t weight(const rnnc_plain *w, uint32_t place)
+/* A number of the store. Of 4 bits, two lie in a byte: 0xF1 holds 1 and -1. Of 16, the low byte is first. */
+static int32_t number(const rnnc_plain *w, uint32_t place)
 {
     if (w->bits == 8) {
         return w->weights[place];
@@ -20,13 +20,48 @@ static int32_t weight(const rnnc_plain *w, uint32_t place)
     return nibble < 8 ? nibble : nibble - 16;
 }
 
+/* The weight of a row at column c of what is stored for it; `from`: where its row (its four) begins in the store.
+ *
+ * Fours of rows: two columns of rows 0 and 1, then of rows 2 and 3 (of 4 bits, these in the high halves). A pair is one
+ * number, 256 w1 + w0: where w0 is negative, what is stored of w1 is one less. 0xFFFF holds -1 and 0. */
+static int32_t weight(const rnnc_plain *w, uint32_t from, uint32_t row, uint32_t c)
+{
+    if (w->tile == 0) {
+        return number(w, from + c);
+    }
+    if (w->tile == 1) {
+        return number(w, from + (c & ~3U) + ((c & 1U) << 1) + ((c >> 1) & 1U));
+    }
+    const uint32_t upper = row & 1U, last = (row >> 1) & 1U, tile = from + (c >> 1) * 8U, at = (c & 1U) * 2U;
+    if (w->bits == 8) {
+        const uint32_t pair = tile + last * 4U + at;
+        return number(w, pair + upper) + (upper && number(w, pair) < 0);
+    }
+    const uint32_t pair = tile + 2U * at + last;
+    return number(w, pair + 2U * upper) + (upper && number(w, pair) < 0);
+}
+
 /* Sum of weights times x over one row; `next` is the stride of x. */
 static int32_t sum(const rnnc_plain *w, uint32_t row, const int16_t *x, uint32_t next)
 {
+    const uint32_t high = w->tile > 1 ? w->tile : 1U, tile = row / high;
     int32_t total = 0;
-    if (w->map == NULL) {
+    if (w->map == NULL && w->steps == NULL) {
+        const uint32_t unit = w->tile == 4 ? 2U : w->tile == 1 ? 4U : 1U;
+        const uint32_t from = tile * high * ((w->inputs + unit - 1U) / unit * unit);
         for (uint32_t i = 0; i < w->inputs; i++) {
-            total += weight(w, row * w->inputs + i) * x[i * next];
+            total += weight(w, from, row, i) * x[i * next];
+        }
+        return total;
+    }
+    if (w->map == NULL) {
+        const uint32_t size = high * w->block;
+        uint32_t b = 0;
+        for (uint32_t k = w->start[tile]; k < w->start[tile + 1]; k++) {
+            b += w->steps[k];
+            for (uint32_t i = 0; i < w->block; i++) {
+                total += weight(w, k * size, row, i) * x[(b * w->block + i) * next];
+            }
         }
         return total;
     }
@@ -36,7 +71,7 @@ static int32_t sum(const rnnc_plain *w, uint32_t row, const int16_t *x, uint32_t
     for (uint32_t b = 0; b < blocks; b++) {
         if (((uint32_t)map[b >> 3] >> (b & 7U)) & 1U) {
             for (uint32_t i = b * w->block; i < (b + 1) * w->block; i++) {
-                total += weight(w, place++) * x[i * next];
+                total += number(w, place++) * x[i * next];
             }
         }
     }

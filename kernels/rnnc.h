@@ -11,16 +11,27 @@
 
 #include <stdint.h>
 
-/* A matrix of so many outputs, each with a frac of its own; all weights are stored, or the kept ones with a map. */
+/* A matrix of so many outputs, each with a frac of its own; all weights are stored, or the kept blocks of them.
+ *
+ * `tile` says how the weights lie; SEMANTICS.md has the order within a tile:
+ *   0  row by row; of 4 bits two in a byte, the first in the low half; of 16 the low byte first
+ *   1  four neighbours of a row together
+ *   4  two neighbours of each of four rows together; rows and inputs are filled up with zeros to whole tiles
+ * The kept blocks are marked in `map` (tile 0), or listed in `steps` (tiles 1 and 4: then a block spans all rows of a
+ * tile).
+ */
 typedef struct {
-    uint16_t outputs;      /* rows as stored */
-    uint16_t inputs;       /* columns as stored */
-    uint8_t bits;          /* of a weight: 4 (two in a byte, the first in the low half), 8, or 16 (the low byte first) */
-    uint8_t block;         /* with a map: neighbouring inputs that a bit of it stands for; divides `inputs` */
-    const int8_t *weights; /* row by row; bytes: of 4 bits half as many as weights, of 16 twice as many */
+    uint16_t outputs;      /* rows */
+    uint16_t inputs;       /* columns */
+    uint8_t bits;          /* of a weight: 4, 8, or 16 (tile 0) */
+    uint8_t tile;          /* 0, 1 or 4 */
+    uint8_t block;         /* with kept blocks: neighbouring inputs of one; divides `inputs` */
+    uint8_t sum_bits;      /* hold the sum of products of each row for every x, 31 at most */
+    const int8_t *weights;
     const int8_t *shifts;  /* [outputs]: of the sum, to the frac of the point where it is stored */
     const uint8_t *map;    /* [outputs][ceil(inputs / block / 8)]: set where a block is stored, from the lowest bit; or NULL */
-    const uint32_t *start; /* with a map: [outputs], where each row's weights begin */
+    const uint8_t *steps;  /* a number per kept block: how many blocks it lies after the last one of its rows; or NULL */
+    const uint32_t *start; /* map: [outputs], each row's first weight; steps: [tiles + 1], each tile's first block */
 } rnnc_plain;
 
 typedef enum { RNNC_DENSE, RNNC_LOWRANK, RNNC_KRON } rnnc_kind;

@@ -1,11 +1,11 @@
 """A trained stack of cells, or a whole denoiser's network, as C: constant data for kernels/, and a header."""
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from rnnc.arith import Fake, Fixed, Formats
 from rnnc.cells import Cell, Skip
 from rnnc.container import replace
 from rnnc.export.records import Array, Struct, Structs, Value
+from rnnc.export.store import rows, smallest, stores
 from rnnc.export.tables import array
 from rnnc.factors import Factors
 from rnnc.fixed import FRAC_IN, FRAC_OUT, GATE, INPUT, SUM, Format
@@ -26,6 +27,7 @@ from rnnc.structure import Dense, Hybrid, Joint, Kron, LowRank, Structure
 
 FORMAT_VERSION = 1
 LIMIT = 1 << 30  # sums stay below it
+Layout = Literal["rows", "tiles"]
 _prepared = jax.jit(Core.prepared, static_argnums=0)
 
 
@@ -38,6 +40,7 @@ class _Source:
     """A model while it grows, with the text of model.c: constant arrays, then what refers to them."""
 
     name: str
+    layout: Layout = "rows"
     root: Struct | None = None
     lines: list[str] = field(default_factory=list)
     about: list[str] = field(default_factory=list)
@@ -90,7 +93,7 @@ class Size:
     scratch: int
 
 
-def write(folder: Path, name: str, model: Cell | Skip | Sequence[Cell] | Enhancer) -> Path:
+def write(folder: Path, name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, *, layout: Layout = "rows") -> Path:
     """Write `name`.c and `name`.h: constant data of that name, to compile with the files of kernels/.
 
     Args:
@@ -98,6 +101,8 @@ def write(folder: Path, name: str, model: Cell | Skip | Sequence[Cell] | Enhance
       name: a C identifier in lower case.
       model: a cell, a stack (the lowest first) or a `Skip`, which become a `rnnc_stack`; or an enhancer, whose network
         becomes a `rnnc_net`. Their arithmetic (`Fake` or `Fixed`) says the formats.
+      layout: of the weights. "rows": row by row; "tiles": for the kernels with RNNC_DSP. Every kernel reads both, with
+        the same results.
 
     Returns:
       The path of `name`.c.
@@ -115,14 +120,14 @@ def write(folder: Path, name: str, model: Cell | Skip | Sequence[Cell] | Enhance
     >>> "extern const rnnc_stack hello;" in text
     True
     """
-    source = _render(name, model)
+    source = _render(name, model, layout)
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in zip((".h", ".c"), _texts(source)):
         replace(folder / f"{name}{suffix}", text)
     return folder / f"{name}.c"
 
 
-def sizes(model: Cell | Skip | Sequence[Cell] | Enhancer) -> list[Size]:
+def sizes(model: Cell | Skip | Sequence[Cell] | Enhancer, *, layout: Layout = "rows") -> list[Size]:
     """What each layer takes, in the order of the layers; state and scratch are what the C functions ask for.
 
     >>> from flax import nnx
@@ -131,13 +136,13 @@ def sizes(model: Cell | Skip | Sequence[Cell] | Enhancer) -> list[Size]:
     >>> sizes(cell)
     [Size(name='cell0', flash=360, state=16, scratch=216)]
     """
-    return _render("model", model).sizes
+    return _render("model", model, layout).sizes
 
 
-def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer) -> _Source:
+def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout = "rows") -> _Source:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ExportError(f"name: is {name!r}, must be lower-case letters, digits and '_', a letter first")
-    source = _Source(name)
+    source = _Source(name, layout)
     if not isinstance(model, Enhancer):
         cells = list(model.cells) if isinstance(model, Skip) else [model] if isinstance(model, Cell) else list(model)
         source.root, last = _stack(source, cells, model if isinstance(model, Skip) else None, public=True)
@@ -286,16 +291,19 @@ def _mat(
     if isinstance(structure, Dense):
         body["plain"] = _plain(source, f"{what}_w", w["w"].T, x, SUM, formats)
     if isinstance(structure, LowRank):
-        blocks, _, rank = w["u"].shape
+        blocks = len(w["u"])
         body |= {"kind": "RNNC_LOWRANK", "blocks": blocks, "top": 0, "mid_bits": mid.bits}
-        body["first"] = _plain(source, f"{what}_u", w["u"].transpose(0, 2, 1).reshape(-1, n), x, mid, formats)
-        body["second"] = _plain(source, f"{what}_v", w["v"].transpose(0, 2, 1).reshape(-1, rank), mid, SUM, formats)
+        for key, part, array, points in (("first", "u", w["u"], (x, mid)), ("second", "v", w["v"], (mid, SUM))):
+            outputs = array.transpose(0, 2, 1).reshape(-1, array.shape[1])
+            body[key] = _plain(source, f"{what}_{part}", outputs, *points, formats, blocks)
     if isinstance(structure, Kron | Hybrid):
         body |= _kron(source, what, w, x, mid, formats)
     if isinstance(structure, Hybrid):
         blocks, _, rows = w["top"].shape
         body["top"] = rows
-        body["plain"] = _plain(source, f"{what}_top", w["top"].transpose(0, 2, 1).reshape(-1, n), x, SUM, formats)
+        body["plain"] = _plain(
+            source, f"{what}_top", w["top"].transpose(0, 2, 1).reshape(-1, n), x, SUM, formats, blocks
+        )
     return Struct("rnnc_mat", body)
 
 
@@ -310,13 +318,18 @@ def _kron(source: _Source, what: str, w: Params, x: Format, mid: Format, formats
         first, second, names = w["a"], w["b"], ("a", "b")
         body |= {"x_line": 1, "x_next": n2, "y_first": m2, "y_second": 1}
     outer = second.transpose(0, 2, 1, 3).reshape(blocks * second.shape[2], -1)
-    body["first"] = _plain(source, f"{what}_{names[0]}", first.reshape(-1, first.shape[3]), x, mid, formats)
-    body["second"] = _plain(source, f"{what}_{names[1]}", outer, mid, SUM, formats)
+    body["first"] = _plain(source, f"{what}_{names[0]}", first.reshape(-1, first.shape[3]), x, mid, formats, blocks)
+    body["second"] = _plain(source, f"{what}_{names[1]}", outer, mid, SUM, formats, blocks)
     return body
 
 
-def _plain(source: _Source, what: str, w: np.ndarray, x: Format, y: Format, formats: Formats) -> Struct:
-    """A plain matrix [outputs, inputs], on its grid; every sum is proved not to overflow."""
+def _plain(
+    source: _Source, what: str, w: np.ndarray, x: Format, y: Format, formats: Formats, blocks: int = 1
+) -> Struct:
+    """A plain matrix [outputs, inputs], on its grid; every sum is proved not to overflow.
+
+    Its outputs are those of `blocks` matrices that are used one by one.
+    """
     bits = formats.bits_for(x)
     frac = fixed.weight_frac(w, (1,), bits)
     q = np.ldexp(w, frac).astype(np.int64)
@@ -328,48 +341,17 @@ def _plain(source: _Source, what: str, w: np.ndarray, x: Format, y: Format, form
         )
     frac_text = f"{bits} bits, one frac per output"
     shape = f"[{w.shape[0]}, {w.shape[1]}]"
-    sizes = {block: _sparse_bytes(q, block, bits) for block in (1, 4) if w.shape[1] % block == 0}
-    block, smallest = min(sizes.items(), key=lambda item: item[1])
-    body: dict[str, Value] = {"outputs": w.shape[0], "inputs": w.shape[1], "bits": _stored(bits)}
-    if smallest < q.size * _stored(bits) // 8:
-        kept = _blocks(q, block)
-        stored = q.reshape(q.shape[0], -1, block)[kept].ravel()
-        text = f"{what}: {len(stored)} weights of {shape} in blocks of {block}, {frac_text}"
-        body |= {"block": block, "weights": source.array(what, "int8_t", _packed(stored, bits), text)}
-        bitmap = np.packbits(kept, axis=1, bitorder="little").ravel()
-        body["map"] = source.array(f"{what}_map", "uint8_t", bitmap, f"{what}: which blocks are stored")
-        start = block * np.append(0, np.cumsum(kept.sum(axis=1)))[:-1]
-        body["start"] = source.array(f"{what}_start", "uint32_t", start, f"{what}: where each row begins")
-    else:
-        text = f"{what}: weights {shape}, {frac_text}"
-        body["weights"] = source.array(what, "int8_t", _packed(q.ravel(), bits), text)
+    sum_bits = int(largest.max()).bit_length() + 1
+    store = smallest(stores(q, bits, sum_bits, blocks) if source.layout == "tiles" else rows(q, bits))
+    text = f"weights {shape}" if store.kept is None else f"{store.numbers.size} weights of {shape} in {store.words}"
+    body: dict[str, Value] = {"outputs": w.shape[0], "inputs": w.shape[1], "bits": store.bits, "tile": store.tile}
+    body |= {"sum_bits": sum_bits}
+    body["weights"] = source.array(what, "int8_t", store.packed, f"{what}: {text}, {frac_text}")
+    if store.kept is not None:
+        key, numbers, start = store.index
+        body |= {"block": store.block, key: source.array(f"{what}_{key}", "uint8_t", numbers, f"{what}: its blocks")}
+        begins = "row" if store.tile == 0 else "tile"
+        body["start"] = source.array(f"{what}_start", "uint32_t", start, f"{what}: where each {begins} begins")
     shifts = (frac.ravel() + x.frac - y.frac).astype(np.int64)
     body["shifts"] = source.array(f"{what}_shifts", "int8_t", shifts, f"{what}: from the sum's frac to {y.frac}")
     return Struct("rnnc_plain", body)
-
-
-def _blocks(q: np.ndarray, block: int) -> np.ndarray:
-    """Which blocks of each row hold a weight: [outputs, inputs / block]."""
-    return (q.reshape(q.shape[0], -1, block) != 0).any(axis=2)
-
-
-def _sparse_bytes(q: np.ndarray, block: int, bits: int) -> int:
-    """Bytes of the kept weights, the map and the starts of the rows."""
-    kept = _blocks(q, block)
-    weights = kept.sum() * block * _stored(bits) / 8
-    return math.ceil(weights) + kept.shape[0] * (math.ceil(kept.shape[1] / 8) + 4)
-
-
-def _stored(bits: int) -> int:
-    """Bits that a weight of so many takes."""
-    return next(size for size in (4, 8, 16) if bits <= size)
-
-
-def _packed(q: np.ndarray, bits: int) -> np.ndarray:
-    """Weights as they lie in memory: of 4 bits two in a byte, the first in the low half; of 16 the low byte first."""
-    if bits > 8:
-        return q.astype("<i2").view(np.int8)
-    if bits > 4:
-        return q
-    pairs = np.append(q, 0)[: q.size + q.size % 2].reshape(-1, 2) & 0xF
-    return (pairs[:, 0] | pairs[:, 1] << 4).astype(np.uint8).astype(np.int8)
