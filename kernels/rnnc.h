@@ -140,4 +140,31 @@ uint32_t rnnc_net_run(
 /* How many of the coming frames will be skipped: for so long, y stays what it is. */
 uint32_t rnnc_stack_sleep(const rnnc_stack *stack, const int16_t *state);
 
+/* A model that was loaded from bytes (blob.c); the parts that it does not have are NULL. */
+typedef struct {
+    const rnnc_stack *stack;
+    const rnnc_net *net;
+} rnnc_blob;
+
+typedef enum {
+    RNNC_BLOB_OK,
+    RNNC_BLOB_ALIGNMENT, /* data must begin at a multiple of 4, the arena at one of 8 */
+    RNNC_BLOB_SIZE,      /* not as many bytes as a model has, or as this one says */
+    RNNC_BLOB_MAGIC,     /* no model */
+    RNNC_BLOB_VERSION,   /* of another format */
+    RNNC_BLOB_CHECKSUM,  /* damaged */
+    RNNC_BLOB_PLACE,     /* an array lies outside */
+    RNNC_BLOB_RANGE,     /* a number out of its range */
+    RNNC_BLOB_SHAPE,     /* parts that do not fit together */
+    RNNC_BLOB_SUM,       /* a sum of products could overflow */
+    RNNC_BLOB_ARENA      /* too small */
+} rnnc_blob_status;
+
+/* Bytes of the arena that a model's structures take; 0: rnnc_blob_open would refuse the model. */
+uint32_t rnnc_blob_bytes(const void *data, uint32_t size);
+
+/* Load a model. Its numbers stay where they are, so `data` (in flash) and `arena` must live as long as the model.
+ * Nothing is taken on trust: a damaged or hostile model is refused, or runs within its bounds. */
+rnnc_blob_status rnnc_blob_open(const void *data, uint32_t size, void *arena, uint32_t bytes, rnnc_blob *model);
+
 #endif

@@ -1,9 +1,197 @@
 """A model as bytes: what loads equals what is compiled in, and whatever else is given is refused or harmless."""
 
+import ctypes
 import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
 
-from kernels import KERNELS
-from rnnc.export import records
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kernels import KERNELS, WARNINGS, build, compiler, pointer
+from rnnc import cells
+from rnnc.arith import Fixed, Formats
+from rnnc.audio.stft import Bands, Stft
+from rnnc.compress.quantise import Quantise, calibrated
+from rnnc.export import blob, model, records
+from rnnc.fixed import Format
+from rnnc.model import Enhancer, Model
+from rnnc.structure import Hybrid, Joint, Kron, LowRank
+
+DRIVER = Path(__file__).parent / "blob_driver.c"
+SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+STATUSES = re.findall(r"RNNC_BLOB_\w+", (KERNELS / "rnnc.h").read_text().partition("RNNC_BLOB_OK")[2])
+STATUSES = ["RNNC_BLOB_OK", *dict.fromkeys(STATUSES)]
+
+
+def _cell(kind: str, n: int, m: int, weight_bits: int = 8, kept: float = 1.0, block: int = 1, **structures):
+    """A cell with loud weights; of a dense one, blocks of inputs that four outputs share may be left out."""
+    h = {"lstm": Format(16, 15), "gru": Format(16, 15), "fastrnn": Format(16, 13)}[kind]
+    formats = Formats(x=h, x_in=Format(8, 4), h_in=Format(8, 7), h=h, weight_bits=weight_bits)
+    cell = cells.CELLS[kind](n, m, arith=Fixed(formats=formats), rngs=nnx.Rngs(1), **structures)
+    weights = jax.tree.map(lambda a: 2.0 * a if a.ndim > 1 else a + 0.2, cell.weights())
+    if kept < 1:
+        rng = np.random.default_rng(2)
+        for side in ("kernel", "recurrent"):
+            w = np.array(weights[side]["w"])
+            grid = rng.random((w.shape[0] // block, 1, w.shape[1] // 4, 1)) < kept
+            shape = (w.shape[0] // block, block, w.shape[1] // 4, 4)
+            weights[side]["w"] = jnp.asarray((w.reshape(shape) * grid).reshape(w.shape))
+    cell.set_weights(weights)
+    return cell
+
+
+@cache
+def _denoiser() -> Enhancer:
+    tiny = Model(
+        rate_hz=4000,
+        stft=Stft(window=64, hop=32),
+        bands=Bands(count=4, low_hz=50.0, high_hz=1900.0),
+        units=(4, 3),
+        hidden=3,
+        skip=True,
+    )
+    plain = Enhancer(tiny, rngs=nnx.Rngs(0))
+    noise = np.random.default_rng(0).normal(0, 0.1, (1, 2000)).astype(np.float32)
+    chip = Enhancer(calibrated(plain, [noise], Quantise()), rngs=nnx.Rngs(0))
+    nnx.update(chip, nnx.state(plain, nnx.Param))
+    return chip
+
+
+MODELS = {
+    "gru": (lambda: _cell("gru", 3, 4), "rows"),
+    "kron": (lambda: _cell("gru", 6, 8, kernel=Kron(shape_a=(4, 2), shape_b=(2, 3)), recurrent=Kron(terms=2)), "rows"),
+    "kron-a-first": (lambda: _cell("fastrnn", 6, 8, kernel=Kron(shape_a=(2, 3), shape_b=(4, 2))), "rows"),
+    "hybrid-4-bits": (lambda: _cell("lstm", 6, 8, 4, kernel=Hybrid(rows=2), recurrent=LowRank(rank=2)), "rows"),
+    "joint": (lambda: _cell("lstm", 6, 8, kernel=LowRank(rank=3, stacked=True), recurrent=Joint()), "rows"),
+    "16-bits": (lambda: _cell("fastrnn", 3, 4, 16), "rows"),
+    "map": (lambda: _cell("gru", 16, 8, kept=0.1), "rows"),
+    "tiles": (lambda: [_cell("gru", 5, 8), _cell("gru", 8, 4)], "tiles"),
+    "tiles-4-bits": (lambda: _cell("fastrnn", 5, 8, 4), "tiles"),
+    "steps": (lambda: _cell("gru", 16, 8, kept=0.2, block=4), "tiles"),
+    "denoiser": (_denoiser, "rows"),
+}
+
+
+@cache
+def _made(name: str):
+    make, layout = MODELS[name]
+    return make(), layout
+
+
+def test_models_have_all_that_a_blob_can_have():
+    """Every array and every structure that the header knows occurs, and every way to store a matrix."""
+    arrays, kinds, stores = set(), set(), set()
+
+    def visit(value):
+        if isinstance(value, records.Structs):
+            for item in value.items:
+                visit(item)
+        if isinstance(value, records.Struct):
+            kinds.update({value.kind, value.fields.get("kind"), value.fields.get("step")})
+            arrays.update((value.kind, key) for key, held in value.fields.items() if isinstance(held, records.Array))
+            if value.kind == "rnnc_plain":
+                index = next((key for key in ("map", "steps") if key in value.fields), "")
+                stores.add((value.fields["bits"], value.fields["tile"], index))
+            for held in value.fields.values():
+                visit(held)
+
+    for name in MODELS:
+        visit(model.root(*_made(name)))
+    held = {(kind, key) for kind, fields in records.FIELDS.items() for key, what in fields.items() if what == "array"}
+    assert arrays == held
+    assert kinds >= records.FIELDS.keys() | {"RNNC_DENSE", "RNNC_LOWRANK", "RNNC_KRON"}
+    assert stores >= {(8, 0, ""), (4, 0, ""), (16, 0, ""), (8, 0, "map"), (8, 4, ""), (4, 4, ""), (8, 4, "steps")}
+
+
+class _Loaded(ctypes.Structure):
+    _fields_ = [("stack", ctypes.c_void_p), ("net", ctypes.c_void_p)]
+
+
+def _run(library: ctypes.CDLL, what: str, data, x: np.ndarray, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """y and the state after some frames of a model at an address."""
+    call = lambda name: getattr(library, f"rnnc_{what}_{name}")
+    state, scratch = np.zeros(call("state")(data), np.int16), np.zeros(call("scratch")(data), np.int32)
+    y = np.zeros((len(x), outputs), np.int16)
+    call("reset")(data, pointer(state))
+    call("run")(data, len(x), pointer(x), pointer(y), pointer(state), pointer(scratch))
+    return y, state
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_loads_is_what_is_compiled_in(name, tmp_path):
+    made, layout = _made(name)
+    library = build(tmp_path, model.write(tmp_path, "unit", made, layout=layout))
+    data = blob.packed(made, layout)
+    bytes_, open_ = library.rnnc_blob_bytes, library.rnnc_blob_open
+    bytes_.restype, bytes_.argtypes = ctypes.c_uint32, [ctypes.c_void_p, ctypes.c_uint32]
+    open_.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p]
+    whole = np.frombuffer(data, np.uint32).copy()
+    arena = np.zeros(bytes_(whole.ctypes.data, len(data)) // 8, np.uint64)
+    assert arena.size
+    loaded = _Loaded()
+    assert open_(whole.ctypes.data, len(data), arena.ctypes.data, arena.nbytes, ctypes.byref(loaded)) == 0
+    what = "net" if isinstance(made, Enhancer) else "stack"
+    assert (loaded.net is not None) == (what == "net")
+    last = made[-1] if isinstance(made, list) else made
+    n, m = (
+        (4, 4) if what == "net" else ((made[0] if isinstance(made, list) else made).in_features, last.hidden_features)
+    )
+    x = np.random.default_rng(3).integers(-20000, 20000, (40, n)).astype(np.int16)
+    compiled = ctypes.byref(ctypes.c_char.in_dll(library, "unit"))
+    ours = _run(library, what, ctypes.c_void_p(getattr(loaded, what)), x, m)
+    wanted = _run(library, what, compiled, x, m)
+    assert np.ptp(wanted[0].astype(int)) > 500
+    for found, right in zip(ours, wanted):
+        np.testing.assert_array_equal(found, right)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory) -> Path:
+    """Built with checks of addresses and of undefined behaviour."""
+    program = tmp_path_factory.mktemp("driver") / "driver"
+    cc = shutil.which("clang-19") or shutil.which("clang") or compiler()
+    files = [*sorted(KERNELS.glob("*.c")), DRIVER]
+    subprocess.run([cc, *WARNINGS, *SANITIZERS, f"-I{KERNELS}", *files, "-o", program], check=True)
+    return program
+
+
+def _harmed(driver: Path, data: bytes, how: str, folder: Path) -> dict[str, int]:
+    """How often loading said what."""
+    (folder / "model.bin").write_bytes(data)
+    done = subprocess.run([driver, folder / "model.bin", how], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {name: count for name, count in zip(STATUSES, map(int, done.stdout.split())) if count}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_cut_off_models_are_refused(name, driver, tmp_path):
+    data = blob.packed(*_made(name))
+    found = _harmed(driver, data, "cut", tmp_path)
+    assert sum(found.values()) == 2 * len(data) - 20
+    assert "RNNC_BLOB_OK" not in found
+
+
+@pytest.mark.parametrize("name", ["gru", "16-bits"])
+def test_no_single_byte_can_change(name, driver, tmp_path):
+    data = blob.packed(*_made(name))
+    found = _harmed(driver, data, "bytes", tmp_path)
+    assert sum(found.values()) == 255 * len(data)
+    assert set(found) <= {"RNNC_BLOB_MAGIC", "RNNC_BLOB_VERSION", "RNNC_BLOB_SIZE", "RNNC_BLOB_CHECKSUM"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_forged_models_are_refused_or_harmless(name, driver, tmp_path):
+    """With a right checksum: weights may be any; whatever loads runs within its bounds."""
+    data = blob.packed(*_made(name))
+    found = _harmed(driver, data, "repaired", tmp_path)
+    assert sum(found.values()) == 19 * (len(data) - 4)
+    assert found.keys() >= {"RNNC_BLOB_OK", "RNNC_BLOB_PLACE", "RNNC_BLOB_RANGE", "RNNC_BLOB_SHAPE", "RNNC_BLOB_SUM"}
 
 
 def test_records_are_the_structures_of_the_header():
@@ -15,10 +203,14 @@ def test_records_are_the_structures_of_the_header():
         for kind, stars, fields in re.findall(r"(?:const )?(\w+) ((?:\*|const )*)([^;]+);", body):
             held = (kind + "*" * bool(stars)) if kind in records.FIELDS else "array" if stars else "int"
             found[name] |= dict.fromkeys(map(str.strip, fields.split(",")), held)
+    del found["rnnc_blob"]  # what loading gives, no part of a model
     ours = {
         name: [(field, held.replace("[]", "*")) for field, held in fields.items()]
         for name, fields in records.FIELDS.items()
     }
     assert {name: list(fields.items()) for name, fields in found.items()} == ours
     enums = re.findall(r"typedef enum \{(.*?)\} \w+;", header, re.DOTALL)
-    assert {c.strip(): i for body in enums for i, c in enumerate(body.split(","))} == records.CONSTANTS
+    assert {c.strip(): i for body in enums for i, c in enumerate(body.split(","))} == {
+        **records.CONSTANTS,
+        **{name: i for i, name in enumerate(STATUSES)},
+    }

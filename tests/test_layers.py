@@ -34,7 +34,7 @@ LAYERS = (
     ),
     (
         "export",
-        "export export.tables export.records export.store export.model export.host export.emulate",
+        "export export.tables export.records export.store export.model export.blob export.host export.emulate",
         "base fixed arith structure steps cells model",
     ),
     ("train", "train train.loss train.checkpoint train.loop", "base audio"),

@@ -1,0 +1,148 @@
+/* Opens the model given by the first argument's file after harm was done to it; prints what loading said how often.
+ *
+ * cut: every length; bytes: every other value of every byte; repaired: some values of every byte, the checksum made
+ * right again. Whatever loads runs a few frames. Buffers are no larger than they must be, so that sanitizers see. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "rnnc.h"
+
+static unsigned long found[RNNC_BLOB_ARENA + 1];
+
+static void *room(size_t bytes)
+{
+    void *const at = malloc(bytes ? bytes : 1);
+    if (at == NULL) {
+        abort();
+    }
+    return at;
+}
+
+static uint32_t crc32(const uint8_t *data, size_t size)
+{
+    static uint32_t table[256];
+    if (table[1] == 0) {
+        for (uint32_t i = 0; i < 256; i++) {
+            uint32_t c = i;
+            for (int k = 0; k < 8; k++) {
+                c = c & 1 ? (c >> 1) ^ 0xEDB88320U : c >> 1;
+            }
+            table[i] = c;
+        }
+    }
+    uint32_t crc = ~0U;
+    for (size_t i = 0; i < size; i++) {
+        crc = (crc >> 8) ^ table[(crc ^ data[i]) & 0xFF];
+    }
+    return ~crc;
+}
+
+/* Loud noise in any number of bits. */
+static void fill(int16_t *x, size_t count)
+{
+    uint32_t seed = 1;
+    for (size_t i = 0; i < count; i++) {
+        seed = seed * 1664525U + 1013904223U;
+        x[i] = (int16_t)(seed >> 16);
+    }
+}
+
+static void run(const rnnc_blob *model)
+{
+    enum { FRAMES = 3 };
+    const rnnc_stack *stack = model->stack;
+    const size_t n = stack->cell[0]->n;
+    const size_t m = model->net ? model->net->layer[model->net->layers - 1].mat.outputs
+                                : stack->cell[stack->cells - 1]->m;
+    int16_t *x = room(FRAMES * n * sizeof *x), *y = room(FRAMES * m * sizeof *y);
+    fill(x, FRAMES * n);
+    const size_t numbers = model->net ? rnnc_net_state(model->net) : rnnc_stack_state(stack);
+    int16_t *state = room(numbers * sizeof *state);
+    int32_t *scratch = room((model->net ? rnnc_net_scratch(model->net) : rnnc_stack_scratch(stack)) * sizeof *scratch);
+    if (model->net) {
+        rnnc_net_reset(model->net, state);
+        rnnc_net_run(model->net, FRAMES, x, y, state, scratch);
+    } else {
+        rnnc_stack_reset(stack, state);
+        rnnc_stack_run(stack, FRAMES, x, y, state, scratch);
+        rnnc_stack_sleep(stack, state);
+    }
+    free(x), free(y), free(state), free(scratch);
+}
+
+static void try(const uint8_t *data, size_t size)
+{
+    rnnc_blob model;
+    const uint32_t bytes = rnnc_blob_bytes(data, (uint32_t)size);
+    const uint32_t given = bytes ? bytes : 1 << 16; /* enough to learn what is wrong */
+    void *arena = room(given);
+    const rnnc_blob_status status = rnnc_blob_open(data, (uint32_t)size, arena, given, &model);
+    if ((status == RNNC_BLOB_OK) != (bytes > 0) || (status == RNNC_BLOB_OK) != (model.stack != NULL)) {
+        abort();
+    }
+    found[status]++;
+    if (status == RNNC_BLOB_OK) {
+        run(&model);
+        if (rnnc_blob_open(data, (uint32_t)size, arena, bytes - 8, &model) != RNNC_BLOB_ARENA) {
+            abort();
+        }
+    }
+    free(arena);
+}
+
+static void repair(uint8_t *data, size_t size)
+{
+    const uint32_t crc = crc32(data, size - 4);
+    memcpy(data + size - 4, &crc, 4);
+}
+
+int main(int argc, char **argv)
+{
+    static uint8_t whole[1 << 20];
+    FILE *const file = argc == 3 ? fopen(argv[1], "rb") : NULL;
+    if (file == NULL) {
+        return 2;
+    }
+    const size_t size = fread(whole, 1, sizeof whole, file);
+    fclose(file);
+    uint8_t *const data = room(size);
+    if (!strcmp(argv[2], "cut")) {
+        for (size_t cut = 0; cut < size; cut++) {
+            uint8_t *part = room(cut);
+            memcpy(part, whole, cut);
+            try(part, cut);
+            if (cut >= 20) { /* nor does it help to say so in the header */
+                const uint32_t said = (uint32_t)cut;
+                memcpy(part + 8, &said, 4);
+                repair(part, cut);
+                try(part, cut);
+            }
+            free(part);
+        }
+    } else if (!strcmp(argv[2], "bytes")) {
+        memcpy(data, whole, size);
+        for (size_t i = 0; i < size; i++) {
+            for (int change = 1; change < 256; change++) {
+                data[i] = (uint8_t)(whole[i] ^ change);
+                try(data, size);
+            }
+            data[i] = whole[i];
+        }
+    } else {
+        static const uint8_t values[] = {0, 1, 2, 3, 4, 0x7E, 0x7F, 0x80, 0x81, 0xFE, 0xFF};
+        for (size_t i = 0; i + 4 < size; i++) {
+            for (int k = 0; k < 8 + (int)sizeof values; k++) {
+                memcpy(data, whole, size);
+                data[i] = k < 8 ? (uint8_t)(whole[i] ^ (1 << k)) : values[k - 8];
+                repair(data, size);
+                try(data, size);
+            }
+        }
+    }
+    free(data);
+    for (size_t i = 0; i <= RNNC_BLOB_ARENA; i++) {
+        printf("%lu ", found[i]);
+    }
+    return 0;
+}
