@@ -21,9 +21,13 @@
 #define CHECKSUM 4U
 #define PLAIN_WORDS 11
 #define MAT_WORDS (11 + 3 * PLAIN_WORDS)
+#define SMALLEST_WINDOW 64
+#define LARGEST_WINDOW 2048
+#define COSINE 1073736771 /* of 2 pi / 2048, Q.30 */
+#define SINE 3294193
 #define WIDEST_SCRATCH (UINT32_C(1) << 20) /* numbers that one product may need */
 
-enum { STACK, NET };
+enum { STACK, DENOISER };
 
 typedef struct {
     const uint8_t *data;
@@ -383,18 +387,18 @@ static const rnnc_skip *skip(reader *r, const rnnc_cell *top)
     return keep(r, &s, sizeof s);
 }
 
-/* Returns how many numbers the stack gives. */
-static uint32_t stack(reader *r, const rnnc_stack **kept)
+/* A stack that takes so many numbers, or any if 0. Returns how many it gives. */
+static uint32_t stack(reader *r, const rnnc_stack **kept, uint32_t inputs)
 {
     rnnc_stack s = {0};
     s.cells = small(r, 1, UINT8_MAX);
     const rnnc_cell **const cells = reserve(r, s.cells * (uint32_t)sizeof *cells);
     rnnc_cell c;
-    uint32_t below = 0;
+    uint32_t below = inputs;
     for (uint32_t i = 0; i < s.cells; i++) {
         memset(&c, 0, sizeof c);
         cell(r, &c);
-        check(r, i == 0 || c.n == below, RNNC_BLOB_SHAPE);
+        check(r, c.n == below || below == 0, RNNC_BLOB_SHAPE);
         below = c.m;
         const rnnc_cell *const stored = keep(r, &c, sizeof c);
         if (cells != NULL) {
@@ -421,11 +425,12 @@ static void dense(reader *r, rnnc_dense *d, uint32_t inputs)
     prove_all(r, &d->mat, d->x_bits);
 }
 
-static void net(reader *r, rnnc_blob *model)
+/* The network's inputs and outputs are the front end's bands. */
+static const rnnc_net *net(reader *r, rnnc_blob *model, uint32_t bands)
 {
     rnnc_net n = {0};
     number(r, 1, 1); /* it has a stack */
-    uint32_t below = stack(r, &n.stack);
+    uint32_t below = stack(r, &n.stack, bands);
     n.layers = small(r, 1, UINT8_MAX);
     rnnc_dense *const layers = reserve(r, n.layers * (uint32_t)sizeof *layers);
     for (uint32_t i = 0; i < n.layers; i++) {
@@ -436,9 +441,118 @@ static void net(reader *r, rnnc_blob *model)
             layers[i] = d;
         }
     }
+    check(r, below == bands, RNNC_BLOB_SHAPE);
     n.layer = layers;
     model->stack = n.stack;
-    model->net = keep(r, &n, sizeof n);
+    return keep(r, &n, sizeof n);
+}
+
+/* The table is -sin(2 pi k / window), Q0.15, within 1.2: so a transform keeps the energy of its numbers. */
+static void sine(reader *r, const rnnc_front *f)
+{
+    int64_t c = COSINE, s = SINE, re = INT64_C(1) << 30, im = 0; /* Q.30 */
+    for (uint32_t n = LARGEST_WINDOW; n > f->window; n /= 2) {
+        const int64_t doubled = (c * s) >> 29;
+        c = (c * c - s * s) >> 30;
+        s = doubled;
+    }
+    for (uint32_t k = 0; k < f->window; k++) {
+        const int64_t off = f->sine[k] * INT64_C(32768) + im, turned = (re * c - im * s) >> 30;
+        check(r, off > -40000 && off < 40000, RNNC_BLOB_RANGE);
+        im = (re * s + im * c) >> 30;
+        re = turned;
+    }
+}
+
+/* Unfinished sound stays within 2^30: a windowed frame's numbers stay below 2^28, so that after two transforms, each
+ * divided by M, none is above 2^28.5 / sqrt(M), whatever the gains; the weights of those that overlap are added. */
+static void overlap(reader *r, const rnnc_front *f)
+{
+    const uint32_t half = f->window / 2U;
+    for (uint32_t i = 0; i <= half; i++) {
+        check(r, f->analysis[i] <= 32768, RNNC_BLOB_RANGE);
+    }
+    for (uint32_t from = 0; from < f->hop; from++) {
+        uint64_t sum = 0;
+        for (uint32_t i = from; i < f->window; i += f->hop) {
+            sum += f->synthesis[i <= half ? i : f->window - i];
+        }
+        check(r, sum * sum <= (uint64_t)half << (3 + 2 * f->synthesis_shift), RNNC_BLOB_SUM);
+    }
+}
+
+/* Each band lies within the bins, and its weights add up to 1. Returns the weights of all. */
+static uint32_t bands(reader *r, const rnnc_front *f, int32_t weights)
+{
+    uint32_t total = 0;
+    for (uint32_t b = 0; b < f->bands; b++) {
+        check(r, f->start[b] + f->count[b] <= f->window / 2 + 1, RNNC_BLOB_SHAPE);
+        total += f->count[b];
+    }
+    const uint16_t *weight = array(r, weights, 2 * (uint64_t)total);
+    for (uint32_t b = 0; r->status == RNNC_BLOB_OK && b < f->bands; b++) {
+        uint32_t sum = 0;
+        for (uint32_t i = 0; i < f->count[b]; i++) {
+            sum += *weight++;
+        }
+        check(r, sum == 32768, RNNC_BLOB_RANGE);
+    }
+    return total;
+}
+
+static const uint16_t *halves(reader *r, int32_t at, uint32_t count)
+{
+    return array(r, at, 2 * (uint64_t)count);
+}
+
+static const rnnc_front *front(reader *r, uint16_t *bands_)
+{
+    rnnc_front f = {0};
+    f.window = (uint16_t)number(r, SMALLEST_WINDOW, LARGEST_WINDOW);
+    f.hop = width(r, 1);
+    f.bands = width(r, 1);
+    f.first = width(r, 0);
+    f.last = width(r, 0);
+    f.synthesis_shift = small(r, 1, 20);
+    f.place_frac = small(r, 0, 15);
+    f.x_bits = bits(r);
+    const int32_t sines = place(r), analysis = place(r), synthesis = place(r);
+    const int32_t start = place(r), count = place(r), weights = place(r), places = place(r);
+    f.least = number(r, 1, INT32_C(1) << 24);
+    f.power = number(r, 0, INT32_C(1) << 16);
+    f.offset = number(r, -(INT32_C(1) << 26), INT32_C(1) << 26);
+    f.mean = number(r, 1 - (INT32_C(1) << 29), (INT32_C(1) << 29) - 1);
+    const uint32_t bins = f.window / 2U + 1U;
+    check(r, (f.window & (f.window - 1U)) == 0 && f.hop < f.window && f.window % f.hop == 0, RNNC_BLOB_SHAPE);
+    check(r, f.first <= bins && f.last < bins, RNNC_BLOB_SHAPE);
+    f.sine = array(r, sines, 2 * (uint64_t)f.window);
+    f.analysis = halves(r, analysis, bins);
+    f.synthesis = halves(r, synthesis, bins);
+    f.start = halves(r, start, f.bands);
+    f.count = halves(r, count, f.bands);
+    f.place = halves(r, places, bins);
+    if (r->status == RNNC_BLOB_OK) {
+        sine(r, &f);
+        overlap(r, &f);
+        f.weights = halves(r, weights, bands(r, &f, weights));
+    }
+    for (uint32_t k = 0; r->status == RNNC_BLOB_OK && k < bins; k++) {
+        check(r, f.place[k] <= (f.bands - 1U) << f.place_frac, RNNC_BLOB_RANGE);
+    }
+    *bands_ = f.bands;
+    return keep(r, &f, sizeof f);
+}
+
+static void denoiser(reader *r, rnnc_blob *model)
+{
+    rnnc_denoiser d = {0};
+    uint16_t count;
+    number(r, 1, 1); /* it has a front end */
+    d.front = front(r, &count);
+    number(r, 1, 1); /* and a network */
+    d.net = net(r, model, count);
+    model->net = d.net;
+    model->denoiser = keep(r, &d, sizeof d);
 }
 
 /* CRC-32 as Ethernet has it: of "123456789", 0xCBF43926. */
@@ -478,10 +592,10 @@ static void load(reader *r, const void *data, uint32_t size, rnnc_blob *model)
         r->data = bytes;
         r->size = size - CHECKSUM;
         r->at = HEADER - 4U;
-        if (number(r, STACK, NET) == NET) {
-            net(r, model);
+        if (number(r, STACK, DENOISER) == DENOISER) {
+            denoiser(r, model);
         } else {
-            stack(r, &model->stack);
+            stack(r, &model->stack, 0);
         }
     }
     if (r->status != RNNC_BLOB_OK) {

@@ -213,6 +213,7 @@ uint32_t rnnc_stack_sleep(const rnnc_stack *stack, const int16_t *state);
 typedef struct {
     const rnnc_stack *stack;
     const rnnc_net *net;
+    const rnnc_denoiser *denoiser;
 } rnnc_blob;
 
 typedef enum {

@@ -48,27 +48,31 @@ static void fill(int16_t *x, size_t count)
     }
 }
 
-static void run(const rnnc_blob *model)
+static void run_stack(const rnnc_stack *stack)
 {
     enum { FRAMES = 3 };
-    const rnnc_stack *stack = model->stack;
-    const size_t n = stack->cell[0]->n;
-    const size_t m = model->net ? model->net->layer[model->net->layers - 1].mat.outputs
-                                : stack->cell[stack->cells - 1]->m;
+    const size_t n = stack->cell[0]->n, m = stack->cell[stack->cells - 1]->m;
     int16_t *x = room(FRAMES * n * sizeof *x), *y = room(FRAMES * m * sizeof *y);
+    int16_t *state = room(rnnc_stack_state(stack) * sizeof *state);
+    int32_t *scratch = room(rnnc_stack_scratch(stack) * sizeof *scratch);
     fill(x, FRAMES * n);
-    const size_t numbers = model->net ? rnnc_net_state(model->net) : rnnc_stack_state(stack);
-    int16_t *state = room(numbers * sizeof *state);
-    int32_t *scratch = room((model->net ? rnnc_net_scratch(model->net) : rnnc_stack_scratch(stack)) * sizeof *scratch);
-    if (model->net) {
-        rnnc_net_reset(model->net, state);
-        rnnc_net_run(model->net, FRAMES, x, y, state, scratch);
-    } else {
-        rnnc_stack_reset(stack, state);
-        rnnc_stack_run(stack, FRAMES, x, y, state, scratch);
-        rnnc_stack_sleep(stack, state);
-    }
+    rnnc_stack_reset(stack, state);
+    rnnc_stack_run(stack, FRAMES, x, y, state, scratch);
+    rnnc_stack_sleep(stack, state);
     free(x), free(y), free(state), free(scratch);
+}
+
+static void run_denoiser(const rnnc_denoiser *denoiser)
+{
+    const uint32_t bytes = rnnc_denoiser_state_bytes(denoiser), samples = 3U * denoiser->front->window + 1;
+    void *memory = room(bytes);
+    int16_t *x = room(samples * sizeof *x);
+    fill(x, samples);
+    if (rnnc_denoiser_init(denoiser, memory, bytes) != RNNC_OK ||
+        rnnc_denoiser_process(denoiser, memory, x, x, samples) != RNNC_OK) {
+        abort();
+    }
+    free(x), free(memory);
 }
 
 static void try(const uint8_t *data, size_t size)
@@ -83,7 +87,10 @@ static void try(const uint8_t *data, size_t size)
     }
     found[status]++;
     if (status == RNNC_BLOB_OK) {
-        run(&model);
+        run_stack(model.stack);
+        if (model.denoiser != NULL) {
+            run_denoiser(model.denoiser);
+        }
         if (rnnc_blob_open(data, (uint32_t)size, arena, bytes - 8, &model) != RNNC_BLOB_ARENA) {
             abort();
         }

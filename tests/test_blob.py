@@ -4,7 +4,7 @@ import ctypes
 import re
 import shutil
 import subprocess
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -110,17 +110,25 @@ def test_models_have_all_that_a_blob_can_have():
 
 
 class _Loaded(ctypes.Structure):
-    _fields_ = [("stack", ctypes.c_void_p), ("net", ctypes.c_void_p)]
+    _fields_ = [("stack", ctypes.c_void_p), ("net", ctypes.c_void_p), ("denoiser", ctypes.c_void_p)]
 
 
-def _run(library: ctypes.CDLL, what: str, data, x: np.ndarray, outputs: int) -> tuple[np.ndarray, np.ndarray]:
-    """y and the state after some frames of a model at an address."""
-    call = lambda name: getattr(library, f"rnnc_{what}_{name}")
-    state, scratch = np.zeros(call("state")(data), np.int16), np.zeros(call("scratch")(data), np.int32)
+def _run(library: ctypes.CDLL, stack, x: np.ndarray, outputs: int) -> np.ndarray:
+    """What the stack at an address gives, and then its state."""
+    state = np.zeros(library.rnnc_stack_state(stack), np.int16)
+    scratch = np.zeros(library.rnnc_stack_scratch(stack), np.int32)
     y = np.zeros((len(x), outputs), np.int16)
-    call("reset")(data, pointer(state))
-    call("run")(data, len(x), pointer(x), pointer(y), pointer(state), pointer(scratch))
-    return y, state
+    library.rnnc_stack_reset(stack, pointer(state))
+    library.rnnc_stack_run(stack, len(x), pointer(x), pointer(y), pointer(state), pointer(scratch))
+    return np.append(y, state)
+
+
+def _process(library: ctypes.CDLL, denoiser, x: np.ndarray) -> np.ndarray:
+    """What the denoiser at an address gives."""
+    memory, y = np.zeros(library.rnnc_denoiser_state_bytes(denoiser) // 4 + 1, np.int32), np.zeros_like(x)
+    assert library.rnnc_denoiser_init(denoiser, pointer(memory), memory.nbytes) == 0
+    assert library.rnnc_denoiser_process(denoiser, pointer(memory), pointer(x), pointer(y), len(x)) == 0
+    return y
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -128,27 +136,23 @@ def test_what_loads_is_what_is_compiled_in(name, tmp_path):
     made, layout = _made(name)
     library = build(tmp_path, model.write(tmp_path, "unit", made, layout=layout))
     data = blob.packed(made, layout)
-    bytes_, open_ = library.rnnc_blob_bytes, library.rnnc_blob_open
-    bytes_.restype, bytes_.argtypes = ctypes.c_uint32, [ctypes.c_void_p, ctypes.c_uint32]
-    open_.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p]
+    size, load = library.rnnc_blob_bytes, library.rnnc_blob_open
+    size.restype, size.argtypes = ctypes.c_uint32, [ctypes.c_void_p, ctypes.c_uint32]
+    load.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p]
     whole = np.frombuffer(data, np.uint32).copy()
-    arena = np.zeros(bytes_(whole.ctypes.data, len(data)) // 8, np.uint64)
-    assert arena.size
-    loaded = _Loaded()
-    assert open_(whole.ctypes.data, len(data), arena.ctypes.data, arena.nbytes, ctypes.byref(loaded)) == 0
-    what = "net" if isinstance(made, Enhancer) else "stack"
-    assert (loaded.net is not None) == (what == "net")
-    last = made[-1] if isinstance(made, list) else made
-    n, m = (
-        (4, 4) if what == "net" else ((made[0] if isinstance(made, list) else made).in_features, last.hidden_features)
-    )
-    x = np.random.default_rng(3).integers(-20000, 20000, (40, n)).astype(np.int16)
-    compiled = ctypes.byref(ctypes.c_char.in_dll(library, "unit"))
-    ours = _run(library, what, ctypes.c_void_p(getattr(loaded, what)), x, m)
-    wanted = _run(library, what, compiled, x, m)
-    assert np.ptp(wanted[0].astype(int)) > 500
-    for found, right in zip(ours, wanted):
-        np.testing.assert_array_equal(found, right)
+    arena = np.zeros(size(whole.ctypes.data, len(data)) // 8, np.uint64)
+    loaded, rng = _Loaded(), np.random.default_rng(3)
+    assert load(whole.ctypes.data, len(data), arena.ctypes.data, arena.nbytes, ctypes.byref(loaded)) == 0
+    assert (loaded.denoiser is None) == (loaded.net is None) == (name != "denoiser")
+    if name == "denoiser":
+        run, x, parts = _process, rng.integers(-9000, 9000, 999).astype(np.int16), (loaded.denoiser, "unit_denoiser")
+    else:
+        ends = made if isinstance(made, list) else [made]
+        x = rng.integers(-20000, 20000, (40, ends[0].in_features)).astype(np.int16)
+        run, parts = partial(_run, outputs=ends[-1].hidden_features), (loaded.stack, "unit")
+    wanted = run(library, ctypes.byref(ctypes.c_char.in_dll(library, parts[1])), x=x)
+    assert np.ptp(wanted.astype(int)) > 500
+    np.testing.assert_array_equal(run(library, ctypes.c_void_p(parts[0]), x=x), wanted)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from rnnc.export.records import CONSTANTS, FIELDS, Array, Struct, Structs, Value
 from rnnc.model import Enhancer
 
 MAGIC = b"RNNC"
-KINDS = ("rnnc_stack", "rnnc_net")
+KINDS = ("rnnc_stack", "rnnc_denoiser")
 
 
 def write(path: Path, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout = "rows") -> None:
