@@ -1,4 +1,4 @@
-/* Recurrent layers in integers, for chips without a floating-point unit.
+/* Denoisers in integers, for chips without a floating-point unit: from int16 sound to int16 sound, or layer by layer.
  *
  * Every number is q * 2^-frac, at a named point that SEMANTICS.md lists. The results equal those of the Python library's
  * `Fixed` arithmetic bit for bit. There is no heap, no global and no floating point here: a model is constant data (as
@@ -109,6 +109,75 @@ typedef struct {
     uint8_t layers;
     const rnnc_dense *layer;
 } rnnc_net;
+
+/* From sound to features and from masks to sound. Tables of a window are symmetric: one half and the middle.
+ * M = window / 2, bins = M + 1. Spectra are [window + 2] int32, real and imaginary parts in turn, in units of 2^-13 M. */
+typedef struct {
+    uint16_t window;           /* samples, a power of two from 64 to 2048 */
+    uint16_t hop;              /* samples, divides the window at least twice */
+    uint16_t bands;
+    uint16_t first, last;      /* bins with a gain of their own; the others' is 0 */
+    uint8_t synthesis_shift;   /* of a sample times `synthesis`, to the frac of unfinished sound */
+    uint8_t place_frac;
+    uint8_t x_bits;            /* of the features */
+    const int16_t *sine;       /* [window]: -sin(2 pi k / window), Q0.15 */
+    const uint16_t *analysis;  /* [M + 1], Q1.15 */
+    const uint16_t *synthesis; /* [M + 1] */
+    const uint16_t *start;     /* [bands]: the first bin of each */
+    const uint16_t *count;     /* [bands]: how many bins it has */
+    const uint16_t *weights;   /* of the bins of each band in turn, Q1.15, with a sum of 1 */
+    const uint16_t *place;     /* [bins] on the axis of bands, with `place_frac` */
+    int32_t least;             /* added to magnitudes, in squares, so that there is a logarithm */
+    int32_t power;             /* of the compression, Q1.15 */
+    int32_t offset;            /* of the features' logarithm, Q.15 */
+    int32_t mean;              /* of the features, with 8 bits more than they have */
+} rnnc_front;
+
+/* A whole denoiser. */
+typedef struct {
+    const rnnc_front *front;
+    const rnnc_net *net;
+} rnnc_denoiser;
+
+typedef enum {
+    RNNC_OK,
+    RNNC_NULL,       /* a pointer is NULL */
+    RNNC_MISALIGNED, /* the memory does not begin at a multiple of 4 */
+    RNNC_TOO_SMALL,  /* the memory is smaller than rnnc_denoiser_state_bytes */
+    RNNC_BAD_MODEL,  /* the front end and the network do not fit, or a size is none that the kernels have */
+    RNNC_NOT_READY,  /* the memory was not initialised, or for another model */
+    RNNC_BAD_LIMIT   /* not 0 to 32767 */
+} rnnc_status;
+
+/* Bytes of memory that a denoiser needs, state and scratch; 0 for NULL or a bad model. */
+uint32_t rnnc_denoiser_state_bytes(const rnnc_denoiser *model);
+
+/* Prepare the memory, which the caller owns and which begins at a multiple of 4; no limit is set. */
+rnnc_status rnnc_denoiser_init(const rnnc_denoiser *model, void *memory, uint32_t bytes);
+
+/* So many samples in, as many out, rnnc_denoiser_latency samples later; out may be in. Blocks may have any size. */
+rnnc_status rnnc_denoiser_process(
+    const rnnc_denoiser *model, void *memory, const int16_t *in, int16_t *out, uint32_t samples);
+
+/* Forget all that was heard; the limit stays. */
+rnnc_status rnnc_denoiser_reset(const rnnc_denoiser *model, void *memory);
+
+/* Attenuate nothing further than to `least`, Q0.15: 0 (at first) is no limit, 3277 is 20 dB. */
+rnnc_status rnnc_denoiser_limit(const rnnc_denoiser *model, void *memory, int32_t least);
+
+/* Samples that the output is late, window - 1; 0 for NULL. */
+uint32_t rnnc_denoiser_latency(const rnnc_denoiser *model);
+
+/* Parts of the front end. frame [window] -> spectrum; work [window] is scratch. */
+void rnnc_front_analyse(const rnnc_front *front, const int16_t *frame, int32_t *spectrum, int32_t *work);
+
+/* spectrum -> features [bands], as the network takes them; work [bins]. */
+void rnnc_front_features(const rnnc_front *front, const int32_t *spectrum, int16_t *features, int32_t *work);
+
+/* Apply a mask [bands], Q0.15, and no gain under `least`; add to unfinished sound [window - hop], and give the next
+ * out [hop]. The spectrum is used up; work [window]. */
+void rnnc_front_synthesise(const rnnc_front *front, const int16_t *mask, int32_t least, int32_t *spectrum,
+    int32_t *unfinished, int16_t *out, int32_t *work);
 
 /* Numbers of int16 that a state takes: for each cell m (LSTM: 2 m), and two more where the stack skips. */
 uint32_t rnnc_stack_state(const rnnc_stack *stack);

@@ -6,11 +6,15 @@
 #ifndef RNNC_FIXED_H
 #define RNNC_FIXED_H
 
+#include <limits.h>
 #include <stdint.h>
 
 #define RNNC_FRAC_IN 12  /* of the activations' input, int16 */
 #define RNNC_FRAC_OUT 15 /* of their output, int16 */
 #define RNNC_KNOT_BITS 7 /* a table has a knot every 2^7 inputs, 513 in all */
+#define RNNC_LOG_FRAC 15 /* of a logarithm; its table has 65 knots for one octave */
+#define RNNC_FEATURE_GUARD 8 /* bits that a feature has more before it is rounded */
+#define RNNC_SOUND_GUARD 3   /* bits that unfinished sound has more than a frame that is added to it */
 #define RNNC_WIDEST (INT32_C(1) << 30)
 
 /* The right shift of a negative number must be arithmetic, as it is in every compiler for our targets. */
@@ -48,6 +52,42 @@ static inline int32_t rnnc_lookup(const int16_t *knots, int32_t v)
     const int16_t *at = knots + ((v + 32768) >> RNNC_KNOT_BITS);
     const int32_t part = v & ((1 << RNNC_KNOT_BITS) - 1);
     return at[0] + (((at[1] - at[0]) * part + (1 << (RNNC_KNOT_BITS - 1))) >> RNNC_KNOT_BITS);
+}
+
+/* Zero bits above the highest one of v > 0, in a number of steps that does not depend on v. rnnc_clz(1) is 31. */
+static inline int rnnc_clz(uint32_t v)
+{
+#if defined(__GNUC__) && UINT_MAX == 0xFFFFFFFF
+    return __builtin_clz(v);
+#else
+    int zeros = 0;
+    for (int step = 16; step > 0; step /= 2) {
+        const int above = (v >> (32 - step)) == 0 ? step : 0;
+        zeros += above;
+        v <<= above;
+    }
+    return zeros;
+#endif
+}
+
+/* The logarithm to the base 2 of v > 0, Q.15: linear between the 65 knots of an octave, floors.
+ * rnnc_log2(rnnc_log2_table, 3) is 51936. */
+static inline int32_t rnnc_log2(const uint16_t *knots, uint32_t v)
+{
+    const int zeros = rnnc_clz(v);
+    const uint32_t m = v << zeros;
+    const uint16_t *at = knots + ((m >> 25) & 63);
+    const int32_t part = (int32_t)((m >> 9) & 0xFFFF);
+    return ((31 - zeros) << RNNC_LOG_FRAC) + at[0] + (((at[1] - at[0]) * part) >> 16);
+}
+
+/* 2^l for l in 0 .. 30 - 2^-15, Q.15: linear between 65 knots, the whole part of the result.
+ * rnnc_exp2(rnnc_exp2_table, 51936) is 2. */
+static inline int32_t rnnc_exp2(const uint16_t *knots, int32_t l)
+{
+    const uint16_t *at = knots + ((l >> 9) & 63);
+    const int32_t m = (1 << RNNC_LOG_FRAC) + at[0] + (((at[1] - at[0]) * (l & 511)) >> 9);
+    return (m << 14) >> (29 - (l >> RNNC_LOG_FRAC));
 }
 
 #endif

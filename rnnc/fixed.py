@@ -123,6 +123,43 @@ def lookup(knots: np.ndarray, v: Array) -> Array:
     return (at >> 16) + (((at << 16 >> 16) * (v & ((1 << KNOT_BITS) - 1)) + (1 << KNOT_BITS - 1)) >> KNOT_BITS)
 
 
+LOG_FRAC = 15  # of a logarithm
+LOG2 = np.array([round(math.ldexp(math.log2(1 + k / 64), LOG_FRAC)) for k in range(65)], np.uint16)
+"""log2(1 + k / 64), Q.15."""
+EXP2 = np.array([round(math.ldexp(2 ** (k / 64) - 1, LOG_FRAC)) for k in range(65)], np.uint16)
+"""2^(k / 64) - 1, Q.15."""
+
+
+def log2(v: Array) -> Array:
+    """The logarithm to the base 2 of v from 1 to 2^31 - 1, Q.15: linear between 65 knots of an octave, floors.
+
+    >>> log2(jnp.array([1, 3, 1 << 30])).tolist()
+    [0, 51936, 983040]
+    """
+    zeros = jax.lax.clz(v)
+    m = v << zeros
+    start, rise = _knots(LOG2, (m >> 25) & 63)
+    return ((31 - zeros) << LOG_FRAC) + start + ((rise * ((m >> 9) & 0xFFFF)) >> 16)
+
+
+def exp2(v: Array) -> Array:
+    """2^v for v from 0 to 30 - 2^-15, Q.15: linear between 65 knots, the whole part of the result.
+
+    >>> exp2(jnp.array([0, 51937, 29 << 15])).tolist()
+    [1, 3, 536870912]
+    """
+    start, rise = _knots(EXP2, (v >> 9) & 63)
+    m = (1 << LOG_FRAC) + start + ((rise * (v & 511)) >> 9)
+    return (m << 14) >> (29 - (v >> LOG_FRAC))
+
+
+def _knots(knots: np.ndarray, at: Array) -> tuple[Array, Array]:
+    """The knot at a place, and the rise to the next."""
+    knots = knots.astype(np.int32)
+    packed = jnp.asarray(knots[:-1] << 16 | np.diff(knots))[at]  # one load gives both
+    return (packed >> 16) & 0xFFFF, packed & 0xFFFF
+
+
 def quantise(x: Any, form: Format) -> Array:
     """Real numbers to q: floor(x 2^frac + 1/2), saturated; exact for |x| 2^frac < 2^23.
 

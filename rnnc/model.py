@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import jax
@@ -12,7 +12,9 @@ from flax import nnx
 
 from rnnc import cells, steps
 from rnnc.arith import Arithmetic, Fake, Float, Formats
+from rnnc.audio.front import Front
 from rnnc.audio.stft import Bands, Stft
+from rnnc.fixed import Format
 from rnnc.skip import SkipCarry, frames_to_skip, updates
 from rnnc.steps import Core
 from rnnc.structure import Dense, Hybrid, Joint, Kron, LowRank
@@ -83,6 +85,17 @@ class Model:
         step, sizes = cells.CELLS[self.cell].step, itertools.pairwise((self.bands.count, *self.units))
         make = partial(Core, step=step, kernel=self.kernel, recurrent=self.recurrent)
         return [(make(arith=arith), n, m) for arith, (n, m) in zip(self.ariths(), sizes)]
+
+    @cached_property
+    def front(self) -> Front:
+        """The front end in integers; its features have the format of the first layer's input, without formats Q3.12.
+
+        Raises:
+          ValueError: the window is no power of two from 64 to 2048, or the features' mean has no place in their format.
+        """
+        sizes = {"stft": self.stft, "bands": self.bands, "rate_hz": self.rate_hz}
+        numbers = {"power": self.power, "mean": self.feature_mean, "spread": self.feature_spread}
+        return Front(**sizes, **numbers, x=self.formats[0].x if self.formats else Format(16, 12))
 
     def ariths(self) -> list[Arithmetic]:
         """What each layer computes in: the recurrent ones, dense and mask."""

@@ -84,7 +84,7 @@ def test_the_network_in_c_is_the_trained_one(name, bits, weight_bits, tmp_path):
         np.testing.assert_array_equal(np.concatenate([y for y, _ in parts]), whole[:, b])
         updates = sum(count for _, count in parts)
         assert 0 < updates < FRAMES if enhancer.model.skip else updates == FRAMES
-    table = model.sizes(enhancer)
+    table = model.network_sizes(enhancer)
     assert sum(size.state for size in table) == net.state.nbytes
     assert max(size.scratch for size in table) == net.scratch.nbytes
 

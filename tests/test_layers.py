@@ -14,19 +14,19 @@ ROOT = Path(__file__).parent.parent / "rnnc"
 LAYERS = (
     ("root", "rnnc", ""),
     ("base", "config container", ""),
+    ("fixed", "fixed", ""),
     (
         "audio",
         "audio audio.sentences audio.espeak audio.voices audio.mumble audio.noises audio.io audio.corpus audio.rooms"
-        " audio.mix audio.data audio.metrics audio.stft",
-        "base",
+        " audio.mix audio.data audio.metrics audio.stft audio.front",
+        "base fixed",
     ),
-    ("fixed", "fixed", ""),
     ("arith", "arith", "fixed"),
     ("structure", "factors structure", "arith"),
     ("steps", "steps unroll skip", "arith structure"),
     ("cells", "cells", "arith structure steps"),
     ("linen", "linen", "arith structure steps"),
-    ("model", "model cost", "base audio arith structure steps cells linen"),
+    ("model", "model cost", "base audio fixed arith structure steps cells linen"),
     (
         "compress",
         "compress compress.factor compress.prune compress.affine compress.groups compress.quantise",
@@ -34,8 +34,8 @@ LAYERS = (
     ),
     (
         "export",
-        "export export.tables export.records export.store export.model export.host export.emulate",
-        "base fixed arith structure steps cells model",
+        "export export.tables export.records export.store export.front export.model export.host export.emulate",
+        "base audio fixed arith structure steps cells model",
     ),
     ("train", "train train.loss train.checkpoint train.loop", "base audio"),
     (

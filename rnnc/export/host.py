@@ -109,8 +109,8 @@ def in_jax(source: Path, kind: type[Exported], outputs: int) -> Callable[[jax.Ar
       HostError: no C or C++ compiler, or it refuses.
     """
     folder, name, objects = source.parent, source.stem, []
-    for file in (*sorted(KERNELS.glob("*.c")), source):
-        objects.append(folder / f"{file.stem}.o")
+    for i, file in enumerate((*sorted(KERNELS.glob("*.c")), source)):
+        objects.append(folder / f"{i}_{file.stem}.o")  # a model may be called like a kernel
         _call([compiler(), "-std=c99", "-O2", "-c", "-fPIC", f"-I{KERNELS}", "-o", objects[-1], file])
     library = folder / f"{name}_jax.so"
     macros = [f"-DMODEL={name}", f'-DHEADER="{name}.h"', f"-DRUN=rnnc_{kind.kind}_run"]

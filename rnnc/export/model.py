@@ -1,4 +1,4 @@
-"""A trained stack of cells, or a whole denoiser's network, as C: constant data for kernels/, and a header."""
+"""A trained stack of cells, or a whole denoiser, as C: constant data for kernels/, and a header."""
 
 import hashlib
 import re
@@ -16,12 +16,13 @@ from rnnc import fixed
 from rnnc.arith import Fake, Fixed, Formats
 from rnnc.cells import Cell, Skip
 from rnnc.container import replace
+from rnnc.export import front as front_end
 from rnnc.export.records import Array, Struct, Structs, Value
 from rnnc.export.store import rows, smallest, stores
 from rnnc.export.tables import array
 from rnnc.factors import Factors
 from rnnc.fixed import FRAC_IN, FRAC_OUT, GATE, INPUT, SUM, Format
-from rnnc.model import Enhancer
+from rnnc.model import Enhancer, Model
 from rnnc.steps import Core, Params
 from rnnc.structure import Dense, Hybrid, Joint, Kron, LowRank, Structure
 
@@ -61,8 +62,8 @@ class _Source:
         self.sizes.append(Size(name=name, flash=flash, state=state, scratch=scratch))
 
     def struct(self, what: str, kind: str, fields: Mapping[str, Value], *, public: bool = False) -> Struct:
-        """Add a structure with a name of its own; a public one bears the model's."""
-        added = Struct(kind, fields, self.name if public else f"{self.name}_{what}")
+        """Add a structure with a name of its own; one that is nothing in particular bears the model's."""
+        added = Struct(kind, fields, f"{self.name}_{what}" if what else self.name)
         static = "" if public else "static "
         lines = (f"    {line}," for line in added.lines)
         self.lines += [f"{static}const {kind} {added.name} = {{", *lines, "};", ""]
@@ -99,8 +100,9 @@ def write(folder: Path, name: str, model: Cell | Skip | Sequence[Cell] | Enhance
     Args:
       folder: made if it is not there.
       name: a C identifier in lower case.
-      model: a cell, a stack (the lowest first) or a `Skip`, which become a `rnnc_stack`; or an enhancer, whose network
-        becomes a `rnnc_net`. Their arithmetic (`Fake` or `Fixed`) says the formats.
+      model: a cell, a stack (the lowest first) or a `Skip`, which become a `rnnc_stack`; or an enhancer, which
+        becomes a `rnnc_denoiser` called `name`_denoiser, and its network a `rnnc_net` of that name. Their arithmetic
+        (`Fake` or `Fixed`) says the formats.
       layout: of the weights. "rows": row by row; "tiles": for the kernels with RNNC_DSP. Every kernel reads both, with
         the same results.
 
@@ -108,8 +110,8 @@ def write(folder: Path, name: str, model: Cell | Skip | Sequence[Cell] | Enhance
       The path of `name`.c.
 
     Raises:
-      ExportError: the name is no identifier, an arithmetic is floating point, two layers do not fit, or a sum of
-        products could overflow.
+      ExportError: the name is no identifier, an arithmetic is floating point, two layers do not fit, a sum of
+        products could overflow, or the kernels' front end has no such window.
 
     >>> import tempfile
     >>> from flax import nnx
@@ -120,7 +122,7 @@ def write(folder: Path, name: str, model: Cell | Skip | Sequence[Cell] | Enhance
     >>> "extern const rnnc_stack hello;" in text
     True
     """
-    source = _render(name, model, layout)
+    source = _whole(name, model, layout)
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in zip((".h", ".c"), _texts(source)):
         replace(folder / f"{name}{suffix}", text)
@@ -136,10 +138,28 @@ def sizes(model: Cell | Skip | Sequence[Cell] | Enhancer, *, layout: Layout = "r
     >>> sizes(cell)
     [Size(name='cell0', flash=360, state=16, scratch=216)]
     """
+    return _whole("model", model, layout).sizes
+
+
+def network_sizes(model: Enhancer, layout: Layout = "rows") -> list[Size]:
+    """What each layer of a denoiser takes, without its front end.
+
+    Raises:
+      ExportError: as `write`, but for the front end.
+    """
     return _render("model", model, layout).sizes
 
 
-def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout = "rows") -> _Source:
+def _whole(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout) -> _Source:
+    """The model, an enhancer with its front end."""
+    source = _render(name, model, layout)
+    if isinstance(model, Enhancer):
+        assert isinstance(source.root, Struct)
+        _denoiser(source, model.model, source.root)
+    return source
+
+
+def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout) -> _Source:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ExportError(f"name: is {name!r}, must be lower-case letters, digits and '_', a letter first")
     source = _Source(name, layout)
@@ -162,9 +182,26 @@ def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: L
         state = 2 * model.model.bands.count if sigmoid else 0  # the mask is held
         source.layer(what, state=state, scratch=4 * 2 * ((widest + 1) // 2 * 2))
     fields = {"stack": stack, "layers": 2, "layer": source.structs("layers", "rnnc_dense", layers)}
-    source.root = source.struct("net", "rnnc_net", fields, public=True)
+    source.root = source.struct("", "rnnc_net", fields, public=True)
     source.about = _about("rnnc_net", name, cells[0], GATE)
     return source
+
+
+def _denoiser(source: _Source, model: Model, net: Struct) -> None:
+    """Add the front end, and the structure that holds it and the network."""
+    try:
+        front = model.front
+    except ValueError as error:
+        raise ExportError(f"front end: {error}") from None
+    added = {}
+    for key, (kind, numbers, text) in front_end.arrays(front).items():
+        added[key] = source.array(f"front_{key}", kind, numbers, f"front end: {text}")
+    state, scratch = front_end.memory(front)
+    source.layer("front", state=state, scratch=scratch)
+    body = source.struct("front", "rnnc_front", {**front_end.numbers(front), **added})
+    source.root = source.struct("denoiser", "rnnc_denoiser", {"front": body, "net": net}, public=True)
+    about = f"/* In and out: int16 sound, {model.rate_hz} Hz; {model.stft.window - 1} samples late. */"
+    source.about += ["", about, f"extern const rnnc_denoiser {source.name}_denoiser;"]
 
 
 def _about(kind: str, name: str, first: Cell, out: Format) -> list[str]:
@@ -201,7 +238,7 @@ def _stack(
     assert before is not None
     gate = {"skip": _skip(source, skip)} if skip else {}
     fields = {"cells": len(added), "cell": source.structs("cells", "rnnc_cell *const", added), **gate}
-    return source.struct("stack", "rnnc_stack", fields, public=public), before
+    return source.struct("" if public else "stack", "rnnc_stack", fields, public=public), before
 
 
 def _words(form: Format) -> str:

@@ -36,6 +36,12 @@ FIELDS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("activation", "x_shift", "x_bits", "y_frac", "y_bits"), "int"),
     },
     "rnnc_net": {"stack": "rnnc_stack*", "layers": "int", "layer": "rnnc_dense[]"},
+    "rnnc_front": {
+        **dict.fromkeys(("window", "hop", "bands", "first", "last", "synthesis_shift", "place_frac", "x_bits"), "int"),
+        **dict.fromkeys(("sine", "analysis", "synthesis", "start", "count", "weights", "place"), "array"),
+        **dict.fromkeys(("least", "power", "offset", "mean"), "int"),
+    },
+    "rnnc_denoiser": {"front": "rnnc_front*", "net": "rnnc_net*"},
 }
 CONSTANTS = {
     name: number
@@ -43,6 +49,10 @@ CONSTANTS = {
         ("RNNC_DENSE", "RNNC_LOWRANK", "RNNC_KRON"),
         ("RNNC_LSTM", "RNNC_GRU", "RNNC_FASTRNN"),
         ("RNNC_RELU", "RNNC_SIGMOID"),
+        (
+            *("RNNC_OK", "RNNC_NULL", "RNNC_MISALIGNED", "RNNC_TOO_SMALL"),
+            *("RNNC_BAD_MODEL", "RNNC_NOT_READY", "RNNC_BAD_LIMIT"),
+        ),
     )
     for number, name in enumerate(names)
 }
@@ -54,7 +64,7 @@ class Array:
 
     Args:
       name: in C.
-      kind: int8_t, uint8_t, int16_t, int32_t or uint32_t.
+      kind: int8_t, uint8_t, int16_t, uint16_t, int32_t or uint32_t.
       numbers: any shape; flattened.
     """
 

@@ -1,4 +1,7 @@
-"""The activation tables as C: `python -m rnnc.export.tables` writes kernels/rnnc_tables.h, `--check` compares it."""
+"""The activations' and the logarithm's tables as C.
+
+`python -m rnnc.export.tables` writes kernels/rnnc_tables.h, `--check` compares it.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +12,12 @@ import numpy as np
 from rnnc import fixed
 
 HEADER = Path(__file__).parents[2] / "kernels" / "rnnc_tables.h"
-TABLES = (("sigmoid", fixed.SIGMOID), ("tanh", fixed.TANH))
+TABLES = (
+    ("sigmoid", fixed.SIGMOID, "sigmoid(k / 32 - 8) for k = 0 .. 512"),
+    ("tanh", fixed.TANH, "tanh(k / 32 - 8) for k = 0 .. 512"),
+    ("log2", fixed.LOG2, "log2(1 + k / 64) for k = 0 .. 64"),
+    ("exp2", fixed.EXP2, "2^(k / 64) - 1 for k = 0 .. 64"),
+)
 
 
 def text() -> str:
@@ -25,9 +33,9 @@ def text() -> str:
         "",
         "#include <stdint.h>",
     ]
-    for name, table in TABLES:
-        lines += ["", f"/* {name}(k / 32 - 8) for k = 0 .. {len(table) - 1}, Q0.15 */"]
-        lines += [f"static const int16_t rnnc_{name}_table[{len(table)}] = {{", *array(table), "};"]
+    for name, table, what in TABLES:
+        lines += ["", f"/* {what}, Q0.15 */"]
+        lines += [f"static const {table.dtype}_t rnnc_{name}_table[{len(table)}] = {{", *array(table), "};"]
     return "\n".join([*lines, "", "#endif", ""])
 
 

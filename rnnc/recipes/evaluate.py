@@ -109,7 +109,7 @@ def _examples(
 def size(file: Path, update_rate: float = 1.0) -> dict[str, Any]:
     """Section `model` of result.json for a model's file; `update_rate` is the measured share of updates.
 
-    Bytes of a model in integers are those that its C takes.
+    Bytes of a model in integers are those that its C takes, without the front end.
     """
     arrays, meta = container.read(file)
     enhancer = load_model(file)[0]
@@ -121,7 +121,7 @@ def size(file: Path, update_rate: float = 1.0) -> dict[str, Any]:
         for layer in cost.layers(model, update_rate)
     ]
     if model.formats:
-        chip = export.sizes(enhancer)
+        chip = export.network_sizes(enhancer)
         for layer, found in zip(layers, chip, strict=True):
             layer |= {"bytes": found.flash, "ram_bytes": found.state + found.scratch}
         ram = sum(found.state for found in chip) + max(found.scratch for found in chip)

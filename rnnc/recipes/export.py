@@ -25,4 +25,4 @@ def export(out: Path, file: Path, reporter: Reporter) -> None:
         reporter.say(f"{row.name:8s} {row.flash:9,d} {row.state:7,d} {row.scratch:8,d}")
     flash, state, scratch = sum(r.flash for r in rows), sum(r.state for r in rows), max(r.scratch for r in rows)
     reporter.say(f"{'all':8s} {flash:9,d} {state:7,d} {scratch:8,d}")
-    reporter.say(f"wrote {path} and {path.with_suffix('.h')}: rnnc_net model, to compile with kernels/*.c")
+    reporter.say(f"wrote {path} and {path.with_suffix('.h')}: rnnc_denoiser model_denoiser, to compile with kernels/")
