@@ -107,6 +107,7 @@ def _models() -> dict:
     }
     for kind in cells.CELLS:
         found[f"{kind}_wide"] = _cell(kind, "dense", SIZES[1], _formats(kind, bits=16))
+        found[f"{kind}_sixteen"] = _cell(kind, "dense", SIZES[1], _formats(kind, weight_bits=16))
         found[f"{kind}_four"] = _cell(kind, "kron", SIZES[0], _formats(kind, weight_bits=4))
         found[f"{kind}_sparse"] = _cell(kind, "dense", SIZES[0], _formats(kind), kept=0.2)
         found[f"{kind}_blocks"] = _cell(kind, "dense", SIZES[0], _formats(kind), kept=0.2, block=4)
@@ -165,7 +166,7 @@ CHIPS = [key for key in CORES if key != "host"]
 
 @pytest.mark.parametrize("key", CHIPS)
 def test_a_chip_gives_the_numbers_of_this_machine(key, cases, expected, tmp_path):
-    """Cells x structures, 4 and 8 bits, 16-bit inputs, pruned ones, stacks that skip, networks: y, state, updates."""
+    """Cells x structures, 4, 8 and 16 bits, 16-bit inputs, pruned ones, stacks that skip, networks: y, state, updates."""
     core = _have(key)
     _assert_equal(cases, emulate.run(core, _image(core, cases, tmp_path), [case.inputs for case in cases]), expected)
 

@@ -139,6 +139,13 @@ def sizes(model: Cell | Skip | Sequence[Cell] | Enhancer, *, layout: Layout = "r
     return _render("model", model, layout).sizes
 
 
+def root(model: Cell | Skip | Sequence[Cell] | Enhancer) -> Struct:
+    """The structure that stands for the whole model: a rnnc_stack or a rnnc_net; raises what `write` does."""
+    top = _render("model", model).root
+    assert top is not None
+    return top
+
+
 def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout = "rows") -> _Source:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ExportError(f"name: is {name!r}, must be lower-case letters, digits and '_', a letter first")
