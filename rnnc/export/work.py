@@ -26,8 +26,8 @@ class Work:
 
     Args:
       name: as `model.sizes` has it.
-      macs: multiply-accumulates of each kind of kernel: dense, lowrank, kron, hybrid, sparse; those with a weight that
-        is not stored do not count.
+      macs: multiply-accumulates of each kind of kernel: dense, lowrank, kron, hybrid, sparse; a weight that is not
+        stored (where they are stored row by row) makes none.
       elementwise: other multiplications, additions and activations, as `rnnc.cost` counts them.
     """
 
@@ -88,7 +88,7 @@ def instructions(
     method, found = "", []
     for number, batch in enumerate(_batches(models)):
         here = folder / str(number)
-        sources = [model.write(here, f"m{i}", given) for i, given in enumerate(batch)]
+        sources = [model.write(here, f"m{i}", given, layout=core.layout) for i, given in enumerate(batch)]
         image = emulate.build(core, sources, here, flags=flags)
         inputs = [_inputs(given) for given in batch]
         counts = emulate.count(core, image, inputs, [len(layers(given)) for given in batch])
