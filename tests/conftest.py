@@ -6,7 +6,7 @@ import jax
 import pytest
 
 # Laws whose programs are compiled to run once, and which hold for any compiling
-QUICKLY = ("test_cost", "test_export", "test_factors", "test_kernels", "test_structure", "test_targets")
+QUICKLY = ("test_cost", "test_export", "test_factors", "test_kernels", "test_structure", "test_targets", "test_work")
 
 jax.config.update("jax_num_cpu_devices", 2)  # for data parallel laws; before JAX starts
 jax.config.update("jax_numpy_rank_promotion", "raise")

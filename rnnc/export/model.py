@@ -159,7 +159,14 @@ def _whole(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: La
     return source
 
 
-def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout) -> _Source:
+def root(model: Cell | Skip | Sequence[Cell] | Enhancer) -> Struct:
+    """The structure that stands for the network: a rnnc_stack or a rnnc_net; raises what `write` does."""
+    top = _render("model", model).root
+    assert top is not None
+    return top
+
+
+def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout = "rows") -> _Source:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ExportError(f"name: is {name!r}, must be lower-case letters, digits and '_', a letter first")
     source = _Source(name, layout)
