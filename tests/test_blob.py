@@ -79,7 +79,7 @@ MODELS = {
 
 
 @cache
-def _made(name: str):
+def made(name: str):
     make, layout = MODELS[name]
     return make(), layout
 
@@ -102,7 +102,7 @@ def test_models_have_all_that_a_blob_can_have():
                 visit(held)
 
     for name in MODELS:
-        visit(model.root(*_made(name)))
+        visit(model.top(*made(name)))
     held = {(kind, key) for kind, fields in records.FIELDS.items() for key, what in fields.items() if what == "array"}
     assert arrays == held
     assert kinds >= records.FIELDS.keys() | {"RNNC_DENSE", "RNNC_LOWRANK", "RNNC_KRON"}
@@ -133,9 +133,9 @@ def _process(library: ctypes.CDLL, denoiser, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_what_loads_is_what_is_compiled_in(name, tmp_path):
-    made, layout = _made(name)
-    library = build(tmp_path, model.write(tmp_path, "unit", made, layout=layout))
-    data = blob.packed(made, layout)
+    chip, layout = made(name)
+    library = build(tmp_path, model.write(tmp_path, "unit", chip, layout=layout))
+    data = blob.packed(chip, layout)
     size, load = library.rnnc_blob_bytes, library.rnnc_blob_open
     size.restype, size.argtypes = ctypes.c_uint32, [ctypes.c_void_p, ctypes.c_uint32]
     load.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p]
@@ -147,7 +147,7 @@ def test_what_loads_is_what_is_compiled_in(name, tmp_path):
     if name == "denoiser":
         run, x, parts = _process, rng.integers(-9000, 9000, 999).astype(np.int16), (loaded.denoiser, "unit_denoiser")
     else:
-        ends = made if isinstance(made, list) else [made]
+        ends = chip if isinstance(chip, list) else [chip]
         x = rng.integers(-20000, 20000, (40, ends[0].in_features)).astype(np.int16)
         run, parts = partial(_run, outputs=ends[-1].hidden_features), (loaded.stack, "unit")
     wanted = run(library, ctypes.byref(ctypes.c_char.in_dll(library, parts[1])), x=x)
@@ -175,7 +175,7 @@ def _harmed(driver: Path, data: bytes, how: str, folder: Path) -> dict[str, int]
 
 @pytest.mark.parametrize("name", MODELS)
 def test_cut_off_models_are_refused(name, driver, tmp_path):
-    data = blob.packed(*_made(name))
+    data = blob.packed(*made(name))
     found = _harmed(driver, data, "cut", tmp_path)
     assert sum(found.values()) == 2 * len(data) - 20
     assert "RNNC_BLOB_OK" not in found
@@ -183,7 +183,7 @@ def test_cut_off_models_are_refused(name, driver, tmp_path):
 
 @pytest.mark.parametrize("name", ["gru", "16-bits"])
 def test_no_single_byte_can_change(name, driver, tmp_path):
-    data = blob.packed(*_made(name))
+    data = blob.packed(*made(name))
     found = _harmed(driver, data, "bytes", tmp_path)
     assert sum(found.values()) == 255 * len(data)
     assert set(found) <= {"RNNC_BLOB_MAGIC", "RNNC_BLOB_VERSION", "RNNC_BLOB_SIZE", "RNNC_BLOB_CHECKSUM"}
@@ -192,7 +192,7 @@ def test_no_single_byte_can_change(name, driver, tmp_path):
 @pytest.mark.parametrize("name", MODELS)
 def test_forged_models_are_refused_or_harmless(name, driver, tmp_path):
     """With a right checksum: weights may be any; whatever loads runs within its bounds."""
-    data = blob.packed(*_made(name))
+    data = blob.packed(*made(name))
     found = _harmed(driver, data, "repaired", tmp_path)
     assert sum(found.values()) == 19 * (len(data) - 4)
     assert found.keys() >= {"RNNC_BLOB_OK", "RNNC_BLOB_PLACE", "RNNC_BLOB_RANGE", "RNNC_BLOB_SHAPE", "RNNC_BLOB_SUM"}

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,13 @@ from rnnc.arith import Fixed, Formats
 from rnnc.audio.stft import Bands, Stft
 from rnnc.export import emulate, model
 from rnnc.export.emulate import CORES
+from rnnc.export.model import Layout
 from rnnc.fixed import Format
 from rnnc.model import Enhancer, Model
 from rnnc.structure import Dense, Hybrid, Joint, Kron, LowRank
 
 FRAMES = 24
+LAYOUTS = get_args(Layout)
 FLAGS = ("-O2", *WARNINGS[1:])
 PAIRS = {
     "dense": (Dense(), Dense()),
@@ -43,9 +45,10 @@ NET = Model(
 
 
 class Case(NamedTuple):
-    """An exported model, its inputs, and in how many beginnings it is counted."""
+    """An exported model by the layout of its weights, its inputs, and in how many beginnings it is counted."""
 
-    source: Path
+    name: str
+    sources: dict[str, Path]
     inputs: np.ndarray
     beginnings: int
 
@@ -107,6 +110,7 @@ def _models() -> dict:
     }
     for kind in cells.CELLS:
         found[f"{kind}_wide"] = _cell(kind, "dense", SIZES[1], _formats(kind, bits=16))
+        found[f"{kind}_sixteen"] = _cell(kind, "dense", SIZES[1], _formats(kind, weight_bits=16))
         found[f"{kind}_four"] = _cell(kind, "kron", SIZES[0], _formats(kind, weight_bits=4))
         found[f"{kind}_sparse"] = _cell(kind, "dense", SIZES[0], _formats(kind), kept=0.2)
         found[f"{kind}_blocks"] = _cell(kind, "dense", SIZES[0], _formats(kind), kept=0.2, block=4)
@@ -127,7 +131,8 @@ def _case(folder: Path, name: str, given) -> Case:
         beginnings = len(stack) + isinstance(given, cells.Skip)
     q = np.random.default_rng(n).integers(form.lowest, form.highest + 1, (FRAMES, n))
     q[8:11], q[14:16], q[16:18] = 0, form.highest, form.lowest
-    return Case(model.write(folder, name, given), q.astype(np.int16), beginnings)
+    sources = {layout: model.write(folder / layout, name, given, layout=layout) for layout in LAYOUTS}
+    return Case(name, sources, q.astype(np.int16), beginnings)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +149,7 @@ def _have(key: str) -> emulate.Core:
 
 
 def _image(core: emulate.Core, cases: list[Case], folder: Path, kernels: Path = KERNELS) -> Path:
-    return emulate.build(core, [case.source for case in cases], folder, flags=FLAGS, kernels=kernels)
+    return emulate.build(core, [case.sources[core.layout] for case in cases], folder, flags=FLAGS, kernels=kernels)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +161,7 @@ def expected(cases, tmp_path_factory) -> list[emulate.Result]:
 def _assert_equal(cases: list[Case], found: list[emulate.Result], wanted: list[emulate.Result]) -> None:
     for case, one, other in zip(cases, found, wanted):
         for what in emulate.Result._fields:
-            message = f"{case.source.stem}: {what}"
+            message = f"{case.name}: {what}"
             np.testing.assert_array_equal(getattr(one, what), getattr(other, what), err_msg=message)
 
 
@@ -165,7 +170,7 @@ CHIPS = [key for key in CORES if key != "host"]
 
 @pytest.mark.parametrize("key", CHIPS)
 def test_a_chip_gives_the_numbers_of_this_machine(key, cases, expected, tmp_path):
-    """Cells x structures, 4 and 8 bits, 16-bit inputs, pruned ones, stacks that skip, networks: y, state, updates."""
+    """Cells x structures, 4, 8 and 16 bits, wide inputs, pruned ones, stacks that skip, networks: y, state, updates."""
     core = _have(key)
     _assert_equal(cases, emulate.run(core, _image(core, cases, tmp_path), [case.inputs for case in cases]), expected)
 
@@ -173,7 +178,7 @@ def test_a_chip_gives_the_numbers_of_this_machine(key, cases, expected, tmp_path
 def test_the_models_do_something(cases, expected):
     """So that equal numbers mean equal arithmetic: outputs use their range, and what may skip does."""
     for case, (y, state, updates) in zip(cases, expected):
-        name = case.source.stem
+        name = case.name
         assert np.ptp(y.astype(int)) > (8000 if np.abs(y.astype(int)).max() > 127 else 60), name
         assert 0 < updates < FRAMES if "skip" in name else updates == FRAMES, name
         assert np.ptp(state.astype(int)) > 30, name
@@ -183,7 +188,7 @@ COUNTED = ("lstm_dense_36", "gru_sparse", "two_skip", "net_skip")
 
 
 def _counts(key: str, cases: list[Case], folder: Path) -> emulate.Counts:
-    chosen = [case for case in cases if case.source.stem in COUNTED]
+    chosen = [case for case in cases if case.name in COUNTED]
     core = CORES[key]
     inputs = [case.inputs[:2] for case in chosen]
     return emulate.count(core, _image(core, chosen, folder), inputs, [case.beginnings for case in chosen])

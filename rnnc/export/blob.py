@@ -9,7 +9,7 @@ import numpy as np
 
 from rnnc.cells import Cell, Skip
 from rnnc.container import replace
-from rnnc.export.model import FORMAT_VERSION, Layout, root
+from rnnc.export.model import FORMAT_VERSION, Layout, top
 from rnnc.export.records import CONSTANTS, FIELDS, Array, Struct, Structs, Value
 from rnnc.model import Enhancer
 
@@ -40,10 +40,10 @@ def packed(model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout = "row
     >>> data[:4], len(data) % 4, zlib.crc32(data)  # a whole with its checksum behind it has this one
     (b'RNNC', 0, 558161692)
     """
-    top = root(model, layout)
+    whole = top(model, layout)
     arrays: dict[int, Array] = {}
-    words: list[int | Array] = [KINDS.index(top.kind)]
-    _words(top.kind, top, words)
+    words: list[int | Array] = [KINDS.index(whole.kind)]
+    _words(whole.kind, whole, words)
     at = 12 + 4 * len(words)
     places = {}
     for array in (word for word in words if isinstance(word, Array)):

@@ -16,6 +16,7 @@ import numpy as np
 
 from rnnc.export import host
 from rnnc.export.host import KERNELS
+from rnnc.export.model import Layout
 
 PACKAGES = {
     "arm-none-eabi-gcc": "gcc-arm-none-eabi",
@@ -48,6 +49,7 @@ class Core:
       compiler: the program that compiles for it.
       flags: for that compiler.
       macro: which kernels are chosen (see kernels/rnnc.h); empty: the plain ones.
+      layout: of the weights, that suits them.
       emulator, machine: QEMU's program and its board; empty: this machine.
       script: the memory map, in kernels/targets/.
       start: the sources that begin there.
@@ -60,6 +62,7 @@ class Core:
     compiler: str
     flags: tuple[str, ...] = ()
     macro: str = ""
+    layout: Layout = "rows"
     emulator: str = ""
     machine: str = ""
     script: str = ""
@@ -92,12 +95,15 @@ def _arm(name: str, cpu: str, machine: str, **options) -> Core:
 
 
 _HARD = "-mfloat-abi=hard"
-_M55 = {"script": "an547.ld", "counter": 0x59302018, "ticks": 1.28}
+_DSP = {"macro": "RNNC_DSP", "layout": "tiles"}
+_M55 = {"macro": "RNNC_MVE", "script": "an547.ld", "counter": 0x59302018, "ticks": 1.28}
 CORES = {
     "m3": _arm("m3", "cortex-m3", "mps2-an385"),
-    "m4": _arm("m4", "cortex-m4", "mps2-an386", flags=(_HARD, "-mfpu=fpv4-sp-d16")),
-    "m7": _arm("m7", "cortex-m7", "mps2-an500", flags=(_HARD, "-mfpu=fpv5-d16")),
-    "m33": _arm("m33", "cortex-m33", "mps2-an505", flags=(_HARD,), script="an505.ld", counter=0x50302018, ticks=1.28),
+    "m4": _arm("m4", "cortex-m4", "mps2-an386", flags=(_HARD, "-mfpu=fpv4-sp-d16"), **_DSP),
+    "m7": _arm("m7", "cortex-m7", "mps2-an500", flags=(_HARD, "-mfpu=fpv5-d16"), **_DSP),
+    "m33": _arm(
+        "m33", "cortex-m33", "mps2-an505", flags=(_HARD,), script="an505.ld", counter=0x50302018, ticks=1.28, **_DSP
+    ),
     "m55": _arm("m55", "cortex-m55", "mps3-an547", flags=(_HARD,), **_M55),
     "m55-clang": _arm(
         "m55", "cortex-m55", "mps3-an547", flags=(_HARD,), compiler="clang-19", tools=("ld.lld-19",), **_M55

@@ -141,7 +141,7 @@ def sizes(model: Cell | Skip | Sequence[Cell] | Enhancer, *, layout: Layout = "r
     return _whole("model", model, layout).sizes
 
 
-def network_sizes(model: Enhancer, *, layout: Layout = "rows") -> list[Size]:
+def network_sizes(model: Enhancer, layout: Layout = "rows") -> list[Size]:
     """What each layer of a denoiser takes, without its front end.
 
     Raises:
@@ -150,11 +150,11 @@ def network_sizes(model: Enhancer, *, layout: Layout = "rows") -> list[Size]:
     return _render("model", model, layout).sizes
 
 
-def root(model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout = "rows") -> Struct:
+def top(model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout = "rows") -> Struct:
     """The structure that stands for the whole model, a rnnc_stack or a rnnc_denoiser; raises what `write` does."""
-    top = _whole("model", model, layout).root
-    assert top is not None
-    return top
+    found = _whole("model", model, layout).root
+    assert found is not None
+    return found
 
 
 def _whole(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout) -> _Source:
@@ -166,7 +166,14 @@ def _whole(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: La
     return source
 
 
-def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout) -> _Source:
+def root(model: Cell | Skip | Sequence[Cell] | Enhancer) -> Struct:
+    """The structure that stands for the network: a rnnc_stack or a rnnc_net; raises what `write` does."""
+    top = _render("model", model).root
+    assert top is not None
+    return top
+
+
+def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout = "rows") -> _Source:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ExportError(f"name: is {name!r}, must be lower-case letters, digits and '_', a letter first")
     source = _Source(name, layout)

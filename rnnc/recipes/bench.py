@@ -1,10 +1,11 @@
-"""Speed, measured side by side: `python -m rnnc.recipes.bench train|structures`.
+"""Speed, measured side by side: `python -m rnnc.recipes.bench train|structures|kernels`.
 
 A training step (forward, backward, Adam) of the TinyLSTMs-size model is timed for our cells, `flax.nnx`, `flax.linen`
 and, where it is installed, PyTorch. Every competitor keeps its own process; steps are taken in turn, one process at a
 time, so that all see the same machine. Ratios are of medians, to `linen.RNN(OptimizedLSTMCell)`; lower is faster.
 `structures` does the same for our LSTM with compressed matrices, with skipping and in integers (8-bit weights, 8- or
-16-bit inputs of the matrices); ratios are to the dense one.
+16-bit inputs of the matrices); ratios are to the dense one. `kernels` counts instructions of a model's C code on chips
+(`bench_kernels`, with options of its own).
 """
 
 import argparse
@@ -69,9 +70,15 @@ ALL = {"train": (ENTRIES, "ratio_to_linen"), "structures": (STRUCTURES, "ratio_t
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["kernels"]:
+        from rnnc.recipes import bench_kernels  # it starts JAX's world, which workers set up themselves
+
+        return bench_kernels.main(words[1:])
     parser = argparse.ArgumentParser(
         prog="python -m rnnc.recipes.bench",
         description="Time training steps of our cells, Flax and PyTorch side by side.",
+        epilog="kernels: instructions of a model on chips; `kernels --help` lists its options.",
     )
     parser.add_argument("what", choices=tuple(ALL), help="train: us and others; structures: our own, one to another")
     parser.add_argument(
@@ -80,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15, help="timed steps of each competitor (%(default)s)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there too")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(words)
     available = sorted(os.sched_getaffinity(0))
     cores = args.cores or sorted({1, min(2, len(available))})
     if args.rounds < 1 or min(cores) < 1 or max(cores) > len(available):

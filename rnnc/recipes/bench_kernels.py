@@ -1,0 +1,102 @@
+"""What a model costs on chips: instructions of each layer in a frame, counted in emulators; see `bench`."""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from flax import nnx
+
+from rnnc.arith import Formats
+from rnnc.config import ConfigError
+from rnnc.export import emulate, work
+from rnnc.export.emulate import CORES, Core
+from rnnc.fixed import Format
+from rnnc.model import Enhancer
+from rnnc.recipes import console
+from rnnc.recipes.console import Reporter
+from rnnc.recipes.enhance import MODELS, shipped
+from rnnc.recipes.run import load_model
+
+CAUTION = (
+    "Instructions are not cycles: no waiting for flash, no two at once, no vector beats. A frame is one that is not "
+    "skipped."
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rnnc.recipes.bench kernels",
+        description="Count the instructions that a model's layers take in a frame on each core whose tools are there.",
+    )
+    parser.add_argument(
+        "--model", default="tinylstm", help="a model file or a shipped one (default: the dense TinyLSTMs network)"
+    )
+    parser.add_argument(
+        "--core", action="append", choices=sorted({c.name for c in CORES.values()}), help="(repeatable)"
+    )
+    parser.add_argument("--compiler", choices=("gcc", "clang"), help="only this one, where a core has two")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there too")
+    args = parser.parse_args(argv)
+    return console.status(lambda reporter: _kernels(args, reporter))
+
+
+def _kernels(args: argparse.Namespace, reporter: Reporter) -> None:
+    enhancer = integers(load_model(shipped("--model", args.model, ".rnnc", MODELS))[0], reporter)
+    rows: list[dict[str, object]] = []
+    for core in chosen(args.core, args.compiler, reporter):
+        rows += _rows(core, enhancer, reporter)
+    if not rows:
+        raise ConfigError("kernels: no core's tools are installed; the lines above name them")
+    reporter.say(CAUTION)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def chosen(names: Sequence[str] | None, compiler: str | None, reporter: Reporter) -> list[Core]:
+    """The cores of these names (all, if there are none) whose tools are there; says what others lack."""
+    found = []
+    for key, core in CORES.items():
+        if (names and core.name not in names) or (compiler and (compiler == "clang") != ("clang" in core.compiler)):
+            continue
+        tools = ("valgrind",) if key == "host" else ()
+        if lack := emulate.missing(core, *tools):
+            reporter.say(f"left out: {lack}")
+        else:
+            found.append(core)
+    return found
+
+
+def integers(enhancer: Enhancer, reporter: Reporter) -> Enhancer:
+    """A model of integers as it is; one of floating point with usual formats, on which counts do not depend."""
+    sizes = enhancer.model
+    if sizes.formats:
+        return enhancer
+    reporter.say("the model computes in floating point: counted as with 8-bit weights and inputs of its matrices")
+    wide, taken = Format(16, 12), Format(8, 5)
+    formats = (Formats(x=wide, x_in=taken, h_in=taken, h=wide),) * (len(sizes.units) + 2)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Enhancer(replace(sizes, formats=formats), rngs=nnx.Rngs(0))))
+    return nnx.merge(graph, nnx.state(enhancer))
+
+
+def _rows(core: Core, enhancer: Enhancer, reporter: Reporter) -> list[dict[str, object]]:
+    """The rows of one core, one for each layer and one for the frame; printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        method, (counted,) = work.instructions(core, [enhancer], Path(folder))
+    layers, compiler = work.layers(enhancer), core.version()
+    rows = [
+        {"layer": layer.name, "kind": layer.kind, "macs": layer.total_macs, "instructions": count}
+        for layer, count in zip(layers, counted)
+    ]
+    kinds = dict.fromkeys(kind for layer in layers for kind in layer.macs)
+    total = {"layer": "frame", "kind": "+".join(kinds), "macs": sum(layer.total_macs for layer in layers)}
+    rows.append({**total, "instructions": sum(counted)})
+    reporter.say(f"{core.name}, {compiler}, {core.macro or 'plain kernels'}; counted by {method}")
+    reporter.say(f"{'layer':8s} {'kind':16s} {'MACs':>9s} {'instructions':>12s} {'per MAC':>8s}")
+    for row in rows:
+        each = row["instructions"] / row["macs"]
+        reporter.say(f"{row['layer']:8s} {row['kind']:16s} {row['macs']:9,d} {row['instructions']:12,d} {each:8.2f}")
+    return [{"core": core.name, "compiler": compiler, **row} for row in rows]

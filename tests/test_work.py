@@ -1,0 +1,113 @@
+"""What layers do in a frame: multiply-accumulates as the cost model counts them, instructions as emulators do."""
+
+import json
+import os
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from members import CELLS, STRUCTURES, each_cell, each_structure
+
+from rnnc import cells, cost
+from rnnc.arith import Fixed, Formats
+from rnnc.audio.stft import Bands, Stft
+from rnnc.export import emulate, work
+from rnnc.fixed import Format
+from rnnc.model import Enhancer, Model
+from rnnc.recipes import bench
+from rnnc.recipes.run import save_model
+
+SMALL = Model(
+    rate_hz=4000,
+    stft=Stft(window=64, hop=32),
+    bands=Bands(count=12, low_hz=50.0, high_hz=1900.0),
+    units=(16, 8),
+    hidden=7,
+)
+
+
+def _filled(make):
+    """What `make` makes, its weights all 1."""
+    graph, shapes = nnx.split(nnx.eval_shape(make))
+    return nnx.merge(graph, jax.tree.map(lambda a: jnp.asarray(np.ones(a.shape, np.float32)), shapes))
+
+
+@each_cell
+@each_structure
+def test_macs_are_those_of_the_cost_model(row, structure):
+    """Counted off the exported structures, against the sizes' arithmetic."""
+    options = {"kernel": structure.kernel, "recurrent": structure.recurrent, "arith": Fixed(formats=Formats())}
+    cell = _filled(lambda: row.nnx(12, 16, **options, rngs=nnx.Rngs(0)))
+    (found,) = work.layers(cell)
+    wanted = cost.cell("cell0", cell.core, 12, 16)
+    assert (found.name, found.total_macs, found.elementwise) == (wanted.name, wanted.macs, wanted.elementwise)
+
+
+def test_kinds_are_those_of_the_structures():
+    kinds = {"dense": "dense", "low-rank": "lowrank", "kron": "kron", "hybrid": "hybrid", "joint": "kron"}
+    for structure in STRUCTURES:
+        options = {"kernel": structure.kernel, "recurrent": structure.recurrent, "arith": Fixed(formats=Formats())}
+        cell = _filled(lambda options=options: cells.GRUCell(12, 16, **options, rngs=nnx.Rngs(0)))
+        assert work.layers(cell)[0].kind == kinds[structure.name]
+    assert len(kinds) == len(STRUCTURES)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_network_has_the_layers_of_the_cost_model(skip):
+    sizes = replace(SMALL, skip=skip, cell="gru", formats=(Formats(x=Format(16, 12), h=Format(16, 12)),) * 4)
+    found = work.layers(_filled(lambda: Enhancer(sizes, rngs=nnx.Rngs(0))))
+    wanted = cost.layers(sizes)
+    assert [(w.total_macs, w.elementwise) for w in found] == [(c.macs, c.elementwise) for c in wanted]
+    assert [w.name for w in found] == [c.name.replace("gru", "cell") for c in wanted]
+
+
+def test_weights_that_are_not_stored_are_no_work():
+    """Of a pruned matrix the kept blocks count; of one with few zeros all of it."""
+    cell = _filled(lambda: cells.LSTMCell(16, 8, arith=Fixed(formats=Formats()), rngs=nnx.Rngs(0)))
+    weights = cell.weights()
+    kernel = np.zeros((16, 32), np.float32)
+    kernel[:4, ::3] = 0.5  # a block of four inputs for every third output
+    recurrent = np.ones((8, 32), np.float32)
+    recurrent[0, :5] = 0
+    cell.set_weights(weights | {"kernel": {"w": jnp.asarray(kernel)}, "recurrent": {"w": jnp.asarray(recurrent)}})
+    (found,) = work.layers(cell)
+    assert found.macs == {"sparse": 4 * 11, "dense": 8 * 32}
+
+
+def test_the_benchmark_writes_a_row_for_each_layer(tmp_path, capsys):
+    """One core and a small model, of floating point: rows of the fields that are promised; the frame is their sum."""
+    if lack := emulate.missing(emulate.CORES["m4"]):
+        pytest.fail(lack) if os.environ.get("CI") else pytest.skip(lack)
+    model, out = tmp_path / "model.rnnc", tmp_path / "rows.json"
+    enhancer = _filled(lambda: Enhancer(SMALL, rngs=nnx.Rngs(0)))
+    save_model(model, SMALL, jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(enhancer, nnx.Param))), {})
+    assert bench.main(["kernels", "--model", str(model), "--core", "m4", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())
+    assert [row["layer"] for row in rows] == ["cell0", "cell1", "dense", "mask", "frame"]
+    for row in rows:
+        assert list(row) == ["core", "compiler", "layer", "kind", "macs", "instructions"]
+        assert row["core"] == "m4"
+        assert row["compiler"].startswith("gcc ")
+        assert row["instructions"] > row["macs"] > 0
+    assert [row["macs"] for row in rows[:-1]] == [layer.macs for layer in cost.layers(SMALL)]
+    for what in ("macs", "instructions"):
+        assert sum(row[what] for row in rows[:-1]) == rows[-1][what]
+    printed = capsys.readouterr().out
+    assert "counted by QEMU" in printed
+    assert "as with 8-bit weights" in printed
+
+
+def test_the_benchmark_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert bench.main(["kernels", "--core", "m4", "--core", "rv32"]) == 2
+    printed, said = capsys.readouterr()
+    assert "left out: m4: arm-none-eabi-gcc (package gcc-arm-none-eabi)" in printed
+    assert "left out: rv32: riscv64-unknown-elf-gcc (package gcc-riscv64-unknown-elf)" in printed
+    assert "no core's tools are installed" in said
+
+
+def test_all_cells_are_in_the_tables():
+    assert {row.name for row in CELLS} == set(cells.CELLS)
