@@ -24,6 +24,7 @@ from rnnc.model import Enhancer, Model
 from rnnc.structure import Dense, Hybrid, Joint, Kron, LowRank
 
 FRAMES = 24
+SOUND = 60  # hops
 LAYOUTS = get_args(Layout)
 FLAGS = ("-O2", *WARNINGS[1:])
 PAIRS = {
@@ -175,6 +176,46 @@ def test_a_chip_gives_the_numbers_of_this_machine(key, cases, expected, tmp_path
     _assert_equal(cases, emulate.run(core, _image(core, cases, tmp_path), [case.inputs for case in cases]), expected)
 
 
+@pytest.fixture(scope="module")
+def sound(cases) -> tuple[list[Case], np.ndarray]:
+    """The denoisers, and hops of tone, noise, silence, a full-scale square wave, and random bits."""
+    rng, count = np.random.default_rng(4), SOUND * NET.stft.hop
+    at = np.arange(count)
+    noisy = np.clip(6000 * np.sin(at / 7) + 3000 * rng.standard_normal(count), -32768, 32767)
+    noisy[count // 4 : count // 3] = 0
+    noisy[count // 2 : 2 * count // 3] = np.where(at % 50 < 25, 32767, -32768)[count // 2 : 2 * count // 3]
+    noisy[-count // 8 :] = rng.integers(-32768, 32768, count // 8)
+    return [case for case in cases if case.name.startswith("net")], noisy.astype(np.int16).reshape(SOUND, -1)
+
+
+def _heard(core: emulate.Core, sound: tuple[list[Case], np.ndarray], folder: Path) -> list[emulate.Result]:
+    denoisers, hops = sound
+    sources = [case.sources[core.layout] for case in denoisers]
+    image = emulate.build(core, sources, folder, sound=True, flags=FLAGS)
+    return emulate.run(core, image, [hops] * len(denoisers))
+
+
+@pytest.fixture(scope="module")
+def heard(sound, tmp_path_factory) -> list[emulate.Result]:
+    return _heard(_have("host"), sound, tmp_path_factory.mktemp("heard"))
+
+
+@pytest.mark.parametrize("key", CHIPS)
+def test_a_chip_gives_the_sound_of_this_machine(key, sound, heard, tmp_path):
+    """Whole denoisers, from samples to samples."""
+    _assert_equal(sound[0], _heard(_have(key), sound, tmp_path), heard)
+
+
+def test_the_denoisers_do_something(sound, heard):
+    """So that equal sound means an equal denoiser: loud output, of many values, and not what came in."""
+    hops = sound[1]
+    for case, result in zip(sound[0], heard):
+        assert len(np.unique(result.y)) > 500, case.name
+        assert np.ptp(result.y.astype(int)) > 10000, case.name
+        late = NET.stft.window - 1
+        assert np.corrcoef(result.y.ravel()[late:], hops.ravel()[:-late])[0, 1] < 0.999, case.name
+
+
 def test_the_models_do_something(cases, expected):
     """So that equal numbers mean equal arithmetic: outputs use their range, and what may skip does."""
     for case, (y, state, updates) in zip(cases, expected):
@@ -235,7 +276,7 @@ def test_a_missing_tool_is_named_with_its_package(key, tools, tmp_path, monkeypa
 def test_a_compiler_that_refuses_is_quoted(tmp_path):
     core = _have("host")
     (tmp_path / "wrong.c").write_text("int x = ;")
-    (tmp_path / "wrong.h").write_text("")
+    (tmp_path / "wrong.h").write_text("extern const rnnc_stack wrong;")
     with pytest.raises(emulate.EmulatorError, match="expected expression"):
         emulate.build(core, [tmp_path / "wrong.c"], tmp_path)
 

@@ -5,8 +5,9 @@
 #include "rnnc.h"
 
 typedef struct {
-    const rnnc_stack *stack; /* a stack, or */
-    const rnnc_net *net;     /* a network */
+    const rnnc_stack *stack;       /* a stack, or */
+    const rnnc_net *net;           /* a network, or */
+    const rnnc_denoiser *denoiser; /* a denoiser */
 } rnnc_image_model;
 
 extern const rnnc_image_model rnnc_image_models[];

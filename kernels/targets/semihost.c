@@ -29,7 +29,7 @@ static word call(word what, const void *with)
 static word clock_ticks(void)
 {
     word ticks;
-    __asm__ volatile("rdinstret %0" : "=r"(ticks));
+    __asm__ volatile(".option push\n.option arch, +zicsr\nrdinstret %0\n.option pop" : "=r"(ticks));
     return ticks;
 }
 #else

@@ -13,5 +13,6 @@ __attribute__((aligned(4))) void rnnc_fault(void)
 
 __attribute__((naked, section(".vectors"), used)) void rnnc_reset(void)
 {
-    __asm__ volatile("la sp, rnnc_stack_top\nla t0, rnnc_fault\ncsrw mtvec, t0\njal rnnc_board_main");
+    __asm__ volatile(".option arch, +zicsr\nla sp, rnnc_stack_top\nla t0, rnnc_fault\ncsrw mtvec, t0\n"
+                     "jal rnnc_board_main");
 }

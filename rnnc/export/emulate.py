@@ -111,7 +111,7 @@ CORES = {
     "rv32": Core(
         name="rv32",
         compiler="riscv64-unknown-elf-gcc",
-        flags=("-march=rv32imac_zicsr", "-mabi=ilp32", "-mcmodel=medany", *GCC),
+        flags=("-march=rv32imac", "-mabi=ilp32", "-mcmodel=medany", *GCC),
         emulator="qemu-system-riscv32",
         machine="virt",
         script="virt.ld",
@@ -136,7 +136,13 @@ def missing(core: Core, *tools: str) -> str:
 
 
 def build(
-    core: Core, sources: Sequence[Path], folder: Path, *, kernels: Path = KERNELS, flags: Sequence[str] = ("-O2",)
+    core: Core,
+    sources: Sequence[Path],
+    folder: Path,
+    *,
+    sound: bool = False,
+    kernels: Path = KERNELS,
+    flags: Sequence[str] = ("-O2",),
 ) -> Path:
     """Compile exported models with the kernels into an image of one core; returns the program.
 
@@ -144,6 +150,7 @@ def build(
       core: one of `CORES`, say.
       sources: name.c of each model, as `rnnc.export.model.write` makes them, with name.h beside it.
       folder: where the image goes; made if it is not there.
+      sound: take denoisers from sound to sound, not their networks from features to masks.
       kernels: their folder.
       flags: for the compiler, beside the core's own.
 
@@ -154,7 +161,7 @@ def build(
         raise EmulatorError(lack)
     folder.mkdir(parents=True, exist_ok=True)
     table, image, targets = folder / "models.c", folder / "image", kernels / "targets"
-    table.write_text(_table(sources), encoding="ascii")
+    table.write_text(_table(sources, sound), encoding="ascii")
     command = [core.compiler, "-std=c99", *flags, *core.flags, *([f"-D{core.macro}"] if core.macro else [])]
     command += [f"-I{kernels}", f"-I{targets}"]
     if core.script:
@@ -179,7 +186,8 @@ def run(core: Core, image: Path, inputs: Sequence[np.ndarray]) -> list[Result]:
     Args:
       core: that the image was built for.
       image: the program.
-      inputs: int16 [frames, inputs] for each model, with as many frames each.
+      inputs: int16 [frames, inputs] for each model, with as many frames each; inputs of a denoiser are the samples of
+        a hop, and so are its outputs.
 
     Raises:
       EmulatorError: QEMU is not there, the image fails, or it does not end.
@@ -202,8 +210,8 @@ class Counts:
     Args:
       method: how they were counted.
       models: of each model, those of a frame for each of its beginnings: the lowest cell alone, two cells, .. all of
-        them; with the skip gate, if there is one; with a dense layer, two, .. the whole network. The differences are
-        those of the layers.
+        them; with the skip gate, if there is one; with a dense layer, two, .. the whole network; the denoiser. The
+        differences are those of the layers, the last one that of the front end.
     """
 
     method: str
@@ -214,7 +222,7 @@ def count(core: Core, image: Path, inputs: Sequence[np.ndarray], beginnings: Seq
     """Count the instructions of a frame, for each beginning of each model; the last frame of `inputs` counts.
 
     Args:
-      core, image, inputs: as for `run`.
+      core, image, inputs: as for `run`; a denoiser takes as many numbers a frame as the larger one of hop and bands.
       beginnings: how many each model has.
 
     Raises:
@@ -254,13 +262,19 @@ def symbol(image: Path, name: str) -> int:
     raise EmulatorError(f"{image}: has no symbol {name}")
 
 
-def _table(sources: Sequence[Path]) -> str:
+def _table(sources: Sequence[Path], sound: bool) -> str:
     """C source that holds all models, and the table of them."""
     lines, rows = ['#include "image.h"'], []
     for source in sources:
-        net = f"extern const rnnc_net {source.stem};" in source.with_suffix(".h").read_text(encoding="ascii")
+        name, header = source.stem, source.with_suffix(".h").read_text(encoding="ascii")
+        kinds = {"denoiser": f"{name}_denoiser"} if sound else {}
+        kinds |= {"net": name, "stack": name}
+        declared = [kind for kind, called in kinds.items() if f"extern const rnnc_{kind} {called};" in header]
+        if not declared:
+            raise EmulatorError(f"{source.with_suffix('.h')}: declares no {' or '.join(kinds)} of that name")
+        kind = declared[0]
         lines.append(f'#include "{source.resolve()}"')
-        rows.append(f"    {{.{'net' if net else 'stack'} = &{source.stem}}},")
+        rows.append(f"    {{.{kind} = &{kinds[kind]}}},")
     lines += ["const rnnc_image_model rnnc_image_models[] = {", *rows, "};"]
     return "\n".join([*lines, f"const uint32_t rnnc_image_count = {len(sources)};", ""])
 

@@ -17,7 +17,7 @@ from rnnc.model import Enhancer
 
 Exportable = Cell | Skip | Sequence[Cell] | Enhancer
 IMAGE_BYTES = 3_000_000  # of model data that fit into the smallest memory of a board
-FRAMES = 3  # the last one is counted
+FRAMES = 2  # the last one is counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,13 @@ class Work:
       name: as `model.sizes` has it.
       macs: multiply-accumulates of each kind of kernel: dense, lowrank, kron, hybrid, sparse; a weight that is not
         stored (where they are stored row by row) makes none.
+      sums: of each kind, how many sums of products they go into; between two factors too.
       elementwise: other multiplications, additions and activations, as `rnnc.cost` counts them.
     """
 
     name: str
     macs: Mapping[str, int]
+    sums: Mapping[str, int]
     elementwise: int
 
     @property
@@ -55,30 +57,33 @@ def layers(given: Exportable) -> list[Work]:
     >>> from rnnc.structure import LowRank
     >>> cell = GRUCell(6, 8, kernel=LowRank(rank=2), arith=Fixed(formats=Formats()), rngs=nnx.Rngs(0))
     >>> layers(cell)
-    [Work(name='cell0', macs={'lowrank': 84, 'dense': 192}, elementwise=112)]
+    [Work(name='cell0', macs={'lowrank': 84, 'dense': 192}, sums={'lowrank': 30, 'dense': 24}, elementwise=112)]
     """
     top = model.root(given)
     stack = top if top.kind == "rnnc_stack" else _struct(top, "stack")
     found = [_cell(f"cell{i}", cell) for i, cell in enumerate(_structs(stack, "cell"))]
     if "skip" in stack.fields:
-        gate = _struct(_struct(stack, "skip"), "gate")
-        found.append(Work(name="gate", macs={"dense": _stored(gate)}, elementwise=GATE_ELEMENTWISE))
+        gate = _stored(_struct(_struct(stack, "skip"), "gate"))
+        found.append(Work(name="gate", macs={"dense": gate}, sums={"dense": 1}, elementwise=GATE_ELEMENTWISE))
     dense = _structs(top, "layer") if top is not stack else ()
     for name, layer in zip(("dense", "mask"), dense):
         mat = _struct(layer, "mat")
-        found.append(Work(name=name, macs=dict([_macs(mat)]), elementwise=2 * _number(mat, "outputs")))
+        kind, macs, sums = _products(mat)
+        elementwise = 2 * _number(mat, "outputs")
+        found.append(Work(name=name, macs={kind: macs}, sums={kind: sums}, elementwise=elementwise))
     return found
 
 
 def instructions(
-    core: Core, models: Sequence[Exportable], folder: Path, *, flags: Sequence[str] = ("-O2",)
+    core: Core, models: Sequence[Exportable], folder: Path, *, sound: bool = False, flags: Sequence[str] = ("-O2",)
 ) -> tuple[str, list[list[int]]]:
-    """Executed instructions of every layer of every model in a frame on a core, and how they were counted.
+    """How instructions were counted, and those of every layer of every model in a frame on a core.
 
     Args:
       core: one of `emulate.CORES`, say.
       models: any number of them; they are built into as few images as hold them.
       folder: for the images; made if it is not there.
+      sound: of enhancers, count the front end too, behind the layers.
       flags: for the compiler.
 
     Raises:
@@ -89,9 +94,10 @@ def instructions(
     for number, batch in enumerate(_batches(models)):
         here = folder / str(number)
         sources = [model.write(here, f"m{i}", given, layout=core.layout) for i, given in enumerate(batch)]
-        image = emulate.build(core, sources, here, flags=flags)
-        inputs = [_inputs(given) for given in batch]
-        counts = emulate.count(core, image, inputs, [len(layers(given)) for given in batch])
+        image = emulate.build(core, sources, here, sound=sound, flags=flags)
+        ends = [sound and isinstance(given, Enhancer) for given in batch]
+        inputs = [_inputs(given, end) for given, end in zip(batch, ends)]
+        counts = emulate.count(core, image, inputs, [len(layers(given)) + end for given, end in zip(batch, ends)])
         method = counts.method
         found += [np.diff([0, *beginnings]).tolist() for beginnings in counts.models]
     return method, found
@@ -110,39 +116,47 @@ def _batches(models: Sequence[Exportable]) -> list[list[Exportable]]:
     return batches
 
 
-def _inputs(given: Exportable) -> np.ndarray:
-    """Random numbers as large as the model takes them."""
+def _inputs(given: Exportable, sound: bool) -> np.ndarray:
+    """Random numbers of 16 bits."""
     stack = _struct(top, "stack") if (top := model.root(given)).kind == "rnnc_net" else top
     n = _number(_structs(stack, "cell")[0], "n")
+    if sound and isinstance(given, Enhancer):
+        n = max(n, given.model.stft.hop)
     return np.random.default_rng(0).integers(-32768, 32768, (FRAMES, n)).astype(np.int16)
 
 
 def _cell(name: str, cell: Struct) -> Work:
     step = steps.STEPS[str(cell.fields["step"]).removeprefix("RNNC_").lower()]
-    total: Counter[str] = Counter()
+    times = 2 if _number(cell, "joint") and not step.additive else 1  # to [x; 0] and to [0; h]
+    total_macs: Counter[str] = Counter()
+    total_sums: Counter[str] = Counter()
     for side in ("kernel", "recurrent"):
         if side in cell.fields:
-            kind, macs = _macs(_struct(cell, side))
-            total[kind] += macs
-    if _number(cell, "joint") and not step.additive:  # applied to [x; 0] and to [0; h]
-        total = Counter({kind: 2 * macs for kind, macs in total.items()})
+            kind, macs, sums = _products(_struct(cell, side))
+            total_macs[kind] += times * macs
+            total_sums[kind] += times * sums
     per_unit = step.elementwise + step.bias + step.recurrent_bias
-    return Work(name=name, macs=dict(total), elementwise=per_unit * _number(cell, "m"))
+    elementwise = per_unit * _number(cell, "m")
+    return Work(name=name, macs=dict(total_macs), sums=dict(total_sums), elementwise=elementwise)
 
 
-def _macs(mat: Struct) -> tuple[str, int]:
-    """The kind of a structured matrix and its multiply-accumulates."""
+def _products(mat: Struct) -> tuple[str, int, int]:
+    """The kind of a structured matrix, its multiply-accumulates and their sums."""
     kind, top = mat.fields["kind"], _number(mat, "top")
     if kind == "RNNC_DENSE":
         plain = _struct(mat, "plain")
-        return "sparse" if "map" in plain.fields else "dense", _stored(plain)
+        return "sparse" if "map" in plain.fields else "dense", _stored(plain), _number(plain, "outputs")
     first, second = _struct(mat, "first"), _struct(mat, "second")
+    inner, outer = _number(first, "outputs"), _number(second, "outputs")
     if kind == "RNNC_LOWRANK":
-        return "lowrank", _stored(first) + _stored(second)
+        return "lowrank", _stored(first) + _stored(second), inner + outer
     blocks, terms = _number(mat, "blocks"), _number(mat, "terms")
-    lines, outer = _number(second, "inputs") // terms, _number(first, "outputs") // blocks // terms
-    macs = lines * _stored(first) + outer * _stored(second)
-    return ("hybrid", macs + _stored(_struct(mat, "plain"))) if top else ("kron", macs)
+    lines, across = _number(second, "inputs") // terms, inner // blocks // terms
+    macs, sums = lines * _stored(first) + across * _stored(second), lines * inner + across * outer
+    if not top:
+        return "kron", macs, sums
+    free = _struct(mat, "plain")
+    return "hybrid", macs + _stored(free), sums + _number(free, "outputs")
 
 
 def _stored(plain: Struct) -> int:

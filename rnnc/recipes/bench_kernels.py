@@ -3,7 +3,7 @@
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,16 +39,29 @@ def main(argv: Sequence[str]) -> int:
         "--core", action="append", choices=sorted({c.name for c in CORES.values()}), help="(repeatable)"
     )
     parser.add_argument("--compiler", choices=("gcc", "clang"), help="only this one, where a core has two")
+    parser.add_argument("--sound", action="store_true", help="count the front end too: a frame is one hop of sound")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there too")
     args = parser.parse_args(argv)
-    return console.status(lambda reporter: _kernels(args, reporter))
+    return status(lambda reporter: _kernels(args, reporter))
+
+
+def status(work: Callable[[Reporter], None]) -> int:
+    """`console.status`, to which a tool that fails is an error of the command."""
+
+    def told(reporter: Reporter) -> None:
+        try:
+            work(reporter)
+        except emulate.EmulatorError as error:
+            raise ConfigError(str(error)) from None
+
+    return console.status(told)
 
 
 def _kernels(args: argparse.Namespace, reporter: Reporter) -> None:
     enhancer = integers(load_model(shipped("--model", args.model, ".rnnc", MODELS))[0], reporter)
     rows: list[dict[str, object]] = []
     for core in chosen(args.core, args.compiler, reporter):
-        rows += _rows(core, enhancer, reporter)
+        rows += _rows(core, enhancer, args.sound, reporter)
     if not rows:
         raise ConfigError("kernels: no core's tools are installed; the lines above name them")
     reporter.say(CAUTION)
@@ -82,21 +95,23 @@ def integers(enhancer: Enhancer, reporter: Reporter) -> Enhancer:
     return nnx.merge(graph, nnx.state(enhancer))
 
 
-def _rows(core: Core, enhancer: Enhancer, reporter: Reporter) -> list[dict[str, object]]:
+def _rows(core: Core, enhancer: Enhancer, sound: bool, reporter: Reporter) -> list[dict[str, object]]:
     """The rows of one core, one for each layer and one for the frame; printed."""
     with tempfile.TemporaryDirectory() as folder:
-        method, (counted,) = work.instructions(core, [enhancer], Path(folder))
+        method, (counted,) = work.instructions(core, [enhancer], Path(folder), sound=sound)
     layers, compiler = work.layers(enhancer), core.version()
     rows = [
         {"layer": layer.name, "kind": layer.kind, "macs": layer.total_macs, "instructions": count}
         for layer, count in zip(layers, counted)
     ]
+    if sound:
+        rows.append({"layer": "front", "kind": "front", "macs": 0, "instructions": counted[-1]})
     kinds = dict.fromkeys(kind for layer in layers for kind in layer.macs)
     total = {"layer": "frame", "kind": "+".join(kinds), "macs": sum(layer.total_macs for layer in layers)}
     rows.append({**total, "instructions": sum(counted)})
     reporter.say(f"{core.name}, {compiler}, {core.macro or 'plain kernels'}; counted by {method}")
     reporter.say(f"{'layer':8s} {'kind':16s} {'MACs':>9s} {'instructions':>12s} {'per MAC':>8s}")
     for row in rows:
-        each = row["instructions"] / row["macs"]
-        reporter.say(f"{row['layer']:8s} {row['kind']:16s} {row['macs']:9,d} {row['instructions']:12,d} {each:8.2f}")
+        each = f"{row['instructions'] / row['macs']:8.2f}" if row["macs"] else ""
+        reporter.say(f"{row['layer']:8s} {row['kind']:16s} {row['macs']:9,d} {row['instructions']:12,d} {each}")
     return [{"core": core.name, "compiler": compiler, **row} for row in rows]
