@@ -54,9 +54,12 @@ static int32_t number(reader *r, int32_t low, int32_t high)
     if (r->status == RNNC_BLOB_OK) {
         memcpy(&v, r->data + r->at, sizeof v);
         r->at += (uint32_t)sizeof v;
-        check(r, v >= low && v <= high, RNNC_BLOB_RANGE);
     }
-    return r->status == RNNC_BLOB_OK ? v : low;
+    if (v < low || v > high) {
+        check(r, 0, RNNC_BLOB_RANGE);
+        v = low;
+    }
+    return v;
 }
 
 static uint8_t small(reader *r, uint8_t low, uint8_t high)
@@ -252,7 +255,10 @@ static uint32_t magnitude(const rnnc_plain *w, uint32_t from, uint32_t row, uint
 static void prove(reader *r, const rnnc_plain *w, int inputs_bits)
 {
     uint32_t from = 0;
-    check(r, w->sum_bits >= inputs_bits, RNNC_BLOB_SUM);
+    if (w->sum_bits < inputs_bits) {
+        check(r, 0, RNNC_BLOB_SUM);
+        return;
+    }
     for (uint32_t row = 0; r->status == RNNC_BLOB_OK && row < tiles(w) * high(w); row++) {
         const uint32_t count = stored(w, row);
         uint32_t total = 0;
@@ -319,12 +325,13 @@ static void mat(reader *r, rnnc_mat *mat)
     mat->y_first = width(r, 0);
     mat->y_second = width(r, 0);
     check(r, mat->outputs % mat->blocks == 0 && mat->outputs / mat->blocks > mat->top, RNNC_BLOB_SHAPE);
-    if (r->status == RNNC_BLOB_OK) {
-        (mat->kind == RNNC_KRON ? kron : lowrank)(r, mat, (uint32_t)mat->outputs / mat->blocks - mat->top);
+    const uint32_t outputs = (uint32_t)mat->outputs / mat->blocks - mat->top; /* of the product, in a block */
+    if (r->status == RNNC_BLOB_OK && mat->kind == RNNC_KRON) {
+        kron(r, mat, outputs);
+    } else if (r->status == RNNC_BLOB_OK) {
+        lowrank(r, mat, outputs);
     }
-    if (r->status == RNNC_BLOB_OK) {
-        check(r, rnnc_mat_scratch(mat) <= WIDEST_SCRATCH, RNNC_BLOB_RANGE);
-    }
+    check(r, r->status != RNNC_BLOB_OK || rnnc_mat_scratch(mat) <= WIDEST_SCRATCH, RNNC_BLOB_RANGE);
 }
 
 static void prove_all(reader *r, const rnnc_mat *mat, int inputs_bits)
@@ -392,17 +399,17 @@ static uint32_t stack(reader *r, const rnnc_stack **kept, uint32_t inputs)
 {
     rnnc_stack s = {0};
     s.cells = small(r, 1, UINT8_MAX);
-    const rnnc_cell **const cells = reserve(r, s.cells * (uint32_t)sizeof *cells);
-    rnnc_cell c;
+    const rnnc_cell **const cells = (const rnnc_cell **)reserve(r, s.cells * (uint32_t)sizeof *cells);
+    rnnc_cell c = {0};
     uint32_t below = inputs;
     for (uint32_t i = 0; i < s.cells; i++) {
         memset(&c, 0, sizeof c);
         cell(r, &c);
         check(r, c.n == below || below == 0, RNNC_BLOB_SHAPE);
         below = c.m;
-        const rnnc_cell *const stored = keep(r, &c, sizeof c);
+        const rnnc_cell *const copy = keep(r, &c, sizeof c);
         if (cells != NULL) {
-            cells[i] = stored;
+            cells[i] = copy;
         }
     }
     s.cell = cells;

@@ -1,7 +1,8 @@
 /* Opens the model given by the first argument's file after harm was done to it; prints what loading said how often.
  *
  * cut: every length; bytes: every other value of every byte; repaired: some values of every byte, the checksum made
- * right again. Whatever loads runs a few frames. Buffers are no larger than they must be, so that sanitizers see. */
+ * right again; calls: none, but functions are called wrongly. Whatever loads runs a few frames. Buffers are no larger
+ * than they must be, so that sanitizers see. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,6 +99,57 @@ static void try(const uint8_t *data, size_t size)
     free(arena);
 }
 
+static void must(int right)
+{
+    if (!right) {
+        abort();
+    }
+}
+
+/* What rnnc.h says of wrong arguments. */
+static void call_denoiser(const rnnc_denoiser *model)
+{
+    const uint32_t bytes = rnnc_denoiser_state_bytes(model);
+    uint8_t *const memory = room(bytes + 1);
+    int16_t x[3] = {1, 2, 3};
+    rnnc_denoiser unfit = *model;
+    unfit.net = NULL;
+    memset(memory, 0, bytes);
+    must(bytes > 0 && rnnc_denoiser_state_bytes(NULL) == 0 && rnnc_denoiser_state_bytes(&unfit) == 0);
+    must(rnnc_denoiser_latency(model) == model->front->window - 1U && rnnc_denoiser_latency(NULL) == 0);
+    must(rnnc_denoiser_init(NULL, memory, bytes) == RNNC_NULL && rnnc_denoiser_init(model, NULL, bytes) == RNNC_NULL);
+    must(rnnc_denoiser_init(model, memory + 1, bytes) == RNNC_MISALIGNED);
+    must(rnnc_denoiser_init(model, memory, bytes - 1) == RNNC_TOO_SMALL);
+    must(rnnc_denoiser_init(&unfit, memory, bytes) == RNNC_BAD_MODEL);
+    must(rnnc_denoiser_process(model, memory, x, x, 3) == RNNC_NOT_READY);
+    must(rnnc_denoiser_reset(model, memory) == RNNC_NOT_READY && rnnc_denoiser_limit(model, memory, 0) == RNNC_NOT_READY);
+    must(rnnc_denoiser_init(model, memory, bytes) == RNNC_OK);
+    must(rnnc_denoiser_process(model, memory + 1, x, x, 3) == RNNC_MISALIGNED);
+    must(rnnc_denoiser_process(model, NULL, x, x, 3) == RNNC_NULL);
+    must(rnnc_denoiser_process(model, memory, NULL, x, 3) == RNNC_NULL);
+    must(rnnc_denoiser_limit(model, memory, -1) == RNNC_BAD_LIMIT);
+    must(rnnc_denoiser_limit(model, memory, 32768) == RNNC_BAD_LIMIT);
+    must(rnnc_denoiser_limit(model, memory, 32767) == RNNC_OK && rnnc_denoiser_reset(model, memory) == RNNC_OK);
+    run_denoiser(model);
+    free(memory);
+}
+
+static void call(const uint8_t *data, size_t size)
+{
+    rnnc_blob model;
+    const uint32_t bytes = rnnc_blob_bytes(data, (uint32_t)size);
+    void *arena = room(bytes);
+    must(rnnc_blob_open(data, (uint32_t)size, NULL, bytes, &model) == RNNC_BLOB_ARENA);
+    must(rnnc_blob_open(data, (uint32_t)size, (uint8_t *)arena + 4, bytes, &model) == RNNC_BLOB_ALIGNMENT);
+    must(rnnc_blob_open(data + 1, (uint32_t)size - 1, arena, bytes, &model) == RNNC_BLOB_ALIGNMENT);
+    must(rnnc_blob_open(data, (uint32_t)size, arena, bytes, &model) == RNNC_BLOB_OK);
+    if (model.denoiser != NULL) {
+        call_denoiser(model.denoiser);
+    }
+    try(data, size);
+    free(arena);
+}
+
 static void repair(uint8_t *data, size_t size)
 {
     const uint32_t crc = crc32(data, size - 4);
@@ -114,7 +166,10 @@ int main(int argc, char **argv)
     const size_t size = fread(whole, 1, sizeof whole, file);
     fclose(file);
     uint8_t *const data = room(size);
-    if (!strcmp(argv[2], "cut")) {
+    if (!strcmp(argv[2], "calls")) {
+        memcpy(data, whole, size);
+        call(data, size);
+    } else if (!strcmp(argv[2], "cut")) {
         for (size_t cut = 0; cut < size; cut++) {
             uint8_t *part = room(cut);
             memcpy(part, whole, cut);

@@ -4,6 +4,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -29,8 +30,8 @@ STATUSES = re.findall(r"RNNC_BLOB_\w+", (KERNELS / "rnnc.h").read_text().partiti
 STATUSES = ["RNNC_BLOB_OK", *dict.fromkeys(STATUSES)]
 
 
-def _cell(kind: str, n: int, m: int, weight_bits: int = 8, kept: float = 1.0, block: int = 1, **structures):
-    """A cell with loud weights; of a dense one, blocks of inputs that four outputs share may be left out."""
+def _cell(kind: str, n: int, m: int, weight_bits: int = 8, kept: float = 1.0, block: tuple = (1, 1), **structures):
+    """A cell with loud weights; of dense ones, blocks of so many inputs by so many outputs may be left out."""
     h = {"lstm": Format(16, 15), "gru": Format(16, 15), "fastrnn": Format(16, 13)}[kind]
     formats = Formats(x=h, x_in=Format(8, 4), h_in=Format(8, 7), h=h, weight_bits=weight_bits)
     cell = cells.CELLS[kind](n, m, arith=Fixed(formats=formats), rngs=nnx.Rngs(1), **structures)
@@ -39,9 +40,8 @@ def _cell(kind: str, n: int, m: int, weight_bits: int = 8, kept: float = 1.0, bl
         rng = np.random.default_rng(2)
         for side in ("kernel", "recurrent"):
             w = np.array(weights[side]["w"])
-            grid = rng.random((w.shape[0] // block, 1, w.shape[1] // 4, 1)) < kept
-            shape = (w.shape[0] // block, block, w.shape[1] // 4, 4)
-            weights[side]["w"] = jnp.asarray((w.reshape(shape) * grid).reshape(w.shape))
+            grid = rng.random((w.shape[0] // block[0], w.shape[1] // block[1])) < kept
+            weights[side]["w"] = jnp.asarray(w * np.kron(grid, np.ones(block, np.float32)))
     cell.set_weights(weights)
     return cell
 
@@ -63,18 +63,28 @@ def _denoiser() -> Enhancer:
     return chip
 
 
+def _wider() -> Enhancer:
+    """With a window whose transform ends in a pass of 4, and without skipping."""
+    chip = _denoiser()
+    other = Enhancer(replace(chip.model, stft=Stft(window=128, hop=32), skip=False), rngs=nnx.Rngs(0))
+    return other
+
+
 MODELS = {
     "gru": (lambda: _cell("gru", 3, 4), "rows"),
     "kron": (lambda: _cell("gru", 6, 8, kernel=Kron(shape_a=(4, 2), shape_b=(2, 3)), recurrent=Kron(terms=2)), "rows"),
     "kron-a-first": (lambda: _cell("fastrnn", 6, 8, kernel=Kron(shape_a=(2, 3), shape_b=(4, 2))), "rows"),
     "hybrid-4-bits": (lambda: _cell("lstm", 6, 8, 4, kernel=Hybrid(rows=2), recurrent=LowRank(rank=2)), "rows"),
     "joint": (lambda: _cell("lstm", 6, 8, kernel=LowRank(rank=3, stacked=True), recurrent=Joint()), "rows"),
+    "joint-gru": (lambda: _cell("gru", 3, 4, recurrent=Joint()), "rows"),
     "16-bits": (lambda: _cell("fastrnn", 3, 4, 16), "rows"),
     "map": (lambda: _cell("gru", 16, 8, kept=0.1), "rows"),
     "tiles": (lambda: [_cell("gru", 5, 8), _cell("gru", 8, 4)], "tiles"),
     "tiles-4-bits": (lambda: _cell("fastrnn", 5, 8, 4), "tiles"),
-    "steps": (lambda: _cell("gru", 16, 8, kept=0.2, block=4), "tiles"),
+    "steps": (lambda: _cell("gru", 16, 8, kept=0.2, block=(4, 1)), "tiles"),
+    "steps-of-tiles": (lambda: _cell("gru", 16, 8, kept=0.2, block=(4, 4)), "tiles"),
     "denoiser": (_denoiser, "rows"),
+    "denoiser-128": (_wider, "tiles"),
 }
 
 
@@ -106,7 +116,16 @@ def test_models_have_all_that_a_blob_can_have():
     held = {(kind, key) for kind, fields in records.FIELDS.items() for key, what in fields.items() if what == "array"}
     assert arrays == held
     assert kinds >= records.FIELDS.keys() | {"RNNC_DENSE", "RNNC_LOWRANK", "RNNC_KRON"}
-    assert stores >= {(8, 0, ""), (4, 0, ""), (16, 0, ""), (8, 0, "map"), (8, 4, ""), (4, 4, ""), (8, 4, "steps")}
+    assert stores >= {
+        (8, 0, ""),
+        (4, 0, ""),
+        (16, 0, ""),
+        (8, 0, "map"),
+        (8, 4, ""),
+        (4, 4, ""),
+        (8, 1, "steps"),
+        (8, 4, "steps"),
+    }
 
 
 class _Loaded(ctypes.Structure):
@@ -143,8 +162,8 @@ def test_what_loads_is_what_is_compiled_in(name, tmp_path):
     arena = np.zeros(size(whole.ctypes.data, len(data)) // 8, np.uint64)
     loaded, rng = _Loaded(), np.random.default_rng(3)
     assert load(whole.ctypes.data, len(data), arena.ctypes.data, arena.nbytes, ctypes.byref(loaded)) == 0
-    assert (loaded.denoiser is None) == (loaded.net is None) == (name != "denoiser")
-    if name == "denoiser":
+    assert (loaded.denoiser is None) == (loaded.net is None) == (not name.startswith("denoiser"))
+    if loaded.denoiser:
         run, x, parts = _process, rng.integers(-9000, 9000, 999).astype(np.int16), (loaded.denoiser, "unit_denoiser")
     else:
         ends = chip if isinstance(chip, list) else [chip]
@@ -171,6 +190,12 @@ def _harmed(driver: Path, data: bytes, how: str, folder: Path) -> dict[str, int]
     done = subprocess.run([driver, folder / "model.bin", how], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return {name: count for name, count in zip(STATUSES, map(int, done.stdout.split())) if count}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_wrong_calls_are_answered(name, driver, tmp_path):
+    """Memory that is NULL, misaligned, too small or not prepared, limits that are none; then all is well."""
+    assert _harmed(driver, blob.packed(*made(name)), "calls", tmp_path) == {"RNNC_BLOB_OK": 1}
 
 
 @pytest.mark.parametrize("name", MODELS)
