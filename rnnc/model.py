@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from flax import nnx
 
 from rnnc import cells, steps
 from rnnc.arith import Arithmetic, Fake, Float, Formats
+from rnnc.audio import front
 from rnnc.audio.front import Front
 from rnnc.audio.stft import Bands, Stft
 from rnnc.fixed import Format
@@ -106,8 +107,9 @@ class Enhancer(nnx.Module):
     """A recurrent denoiser with a real mask and the noisy phase.
 
     |X| -> bands -> power -> RNN layers -> Dense, relu -> Dense, sigmoid = mask [bands] -> gains [bins] -> gains X.
-    A mask of ones gives the input back. With `Model.formats` all from the features' rounding to the mask are the
-    numbers that the chip computes.
+    A mask of ones gives the input back. With `Model.formats` all from the sound's rounding to 16 bits to the mask are
+    the numbers that the chip computes (from the features' rounding, where the chip has no front end for the window);
+    `rnnc.chip.Chip` computes the rest in integers too.
 
     Args:
       model: sizes.
@@ -117,6 +119,8 @@ class Enhancer(nnx.Module):
     >>> enhancer(jnp.zeros((2, 1000))).shape
     (2, 1000)
     """
+
+    sample = np.float32
 
     def __init__(self, model: Model, *, rngs: nnx.Rngs):
         self.model = model
@@ -136,6 +140,13 @@ class Enhancer(nnx.Module):
         magnitude = jnp.sqrt(jnp.square(spectra.real) + jnp.square(spectra.imag) + FLOOR)
         compressed = jnp.exp(self.model.power * jnp.log(_product(magnitude, gather)))
         return (compressed - self.model.feature_mean) / self.model.feature_spread
+
+    def heard(self, frames: Array, spectra: Array) -> Array:
+        """Frames [..., window] and their spectra [..., bins] -> features [..., bands]; with formats, the chip's."""
+        if not self.model.formats or front.unfit(self.model.stft):
+            return self.features(spectra)
+        ours, x = self.model.front, self.model.formats[0].x
+        return ours.heard(front.pcm(frames)).astype(jnp.float32) * np.float32(x.step)
 
     def levels(self, features: Array, carry: tuple | None = None) -> tuple[tuple, Array]:
         """Features [T, B, bands] and the layers' carries -> (carries, mask over the bands [T, B, bands])."""
@@ -160,8 +171,9 @@ class Enhancer(nnx.Module):
     def run(self, noisy: Array) -> tuple[Array, Array]:
         """Noisy signals [..., n] -> enhanced signals [..., n], and the mean share of frames that were not skipped."""
         stft = self.model.stft
-        spectra = stft.analyse(noisy.reshape(-1, noisy.shape[-1]))
-        carry, gains = self.gains(jnp.swapaxes(self.features(spectra), 0, 1))
+        frames = stft.framed(noisy.reshape(-1, noisy.shape[-1]))
+        spectra = stft.transform(frames)
+        carry, gains = self.gains(jnp.swapaxes(self.heard(frames, spectra), 0, 1))
         rate = jnp.mean(updates(carry[0])) / spectra.shape[1] if self.model.skip else jnp.ones(())
         enhanced = stft.synthesise(spectra * jnp.swapaxes(gains, 0, 1).astype(spectra.dtype), noisy.shape[-1])
         return enhanced.reshape(noisy.shape), rate
@@ -173,14 +185,26 @@ class Enhancer(nnx.Module):
     def hop(self, state: tuple, block: Array) -> tuple[tuple, Array]:
         """One hop: block [B, hop] in -> block [B, hop] out, `stft.tail` samples late."""
         (past, unfinished), carry = state
-        past, spectrum = self.model.stft.push(past, block)
-        carry, gains = self.gains(self.features(spectrum)[None], carry)
-        unfinished, out = self.model.stft.pull(unfinished, spectrum * gains[0].astype(spectrum.dtype))
+        stft = self.model.stft
+        past, frame = stft.push(past, block)
+        spectrum = stft.transform(frame)
+        carry, gains = self.gains(self.heard(frame, spectrum)[None], carry)
+        unfinished, out = stft.pull(unfinished, stft.invert(spectrum * gains[0].astype(spectrum.dtype)))
         return ((past, unfinished), carry), out
 
     def stream(self, channels: int = 1) -> "Stream":
         """A stateful denoiser for blocks of any size."""
         return Stream(self, channels)
+
+
+class Denoiser(Protocol):
+    """What a stream runs: an `Enhancer`, or a `rnnc.chip.Chip`."""
+
+    model: Model
+    sample: type[np.float32] | type[np.int16]
+
+    def silence(self, batch: int) -> tuple: ...
+    def hop(self, state: tuple, block: Array) -> tuple[tuple, Array]: ...
 
 
 class Stream:
@@ -199,8 +223,9 @@ class Stream:
     ([256, 444], 511)
     """
 
-    def __init__(self, enhancer: Enhancer, channels: int = 1):
+    def __init__(self, enhancer: Denoiser, channels: int = 1):
         self.channels = channels
+        self._sample = enhancer.sample
         self.stft = enhancer.model.stft
         self._graph, self._weights = nnx.split(enhancer)
         self._silence = enhancer.silence(channels)
@@ -231,13 +256,16 @@ class Stream:
         """Forget everything heard."""
         self.frames = 0
         self._state = self._silence
-        self._waiting = np.zeros((self.channels, 0), np.float32)
+        self._waiting = np.zeros((self.channels, 0), self._sample)
         self._taken = self._given = 0
         self._ahead = self.stft.tail
 
     def push(self, block: np.ndarray) -> np.ndarray:
         """Take [channels, n] samples, n >= 0; return those that are finished, [channels, k]."""
-        block = np.asarray(block, np.float32)
+        block = np.asarray(block)
+        if self._sample == np.int16 != block.dtype:
+            raise ValueError(f"stream: block is of {block.dtype}, must be of int16")
+        block = block.astype(self._sample)
         if block.ndim != 2 or block.shape[0] != self.channels:
             raise ValueError(f"stream: block is {list(block.shape)}, must be [{self.channels}, samples]")
         if not np.isfinite(block).all():
@@ -249,7 +277,7 @@ class Stream:
         """The samples still inside, [channels, k]; the stream starts anew."""
         missing = self.stft.frames(self._taken) * self.stft.hop - self._taken if self._taken else 0
         rest = self._taken - self._given
-        out = self._advance(np.zeros((self.channels, missing), np.float32))[:, :rest]
+        out = self._advance(np.zeros((self.channels, missing), self._sample))[:, :rest]
         self.reset()
         return out
 
@@ -259,11 +287,11 @@ class Stream:
         count = self._waiting.shape[1] // hop
         hops = self._waiting[:, : count * hop].reshape(self.channels, count, hop).swapaxes(0, 1)
         self._waiting = self._waiting[:, count * hop :]
-        out, at = [np.zeros((self.channels, 0), np.float32)], 0
+        out, at = [np.zeros((self.channels, 0), self._sample)], 0
         while at < count:
             size = 64 if count - at >= 64 else 1  # two compiled sizes serve every block
             self._state, blocks = _hops(self._graph, self._weights, self._state, hops[at : at + size])
-            out.append(np.asarray(blocks).swapaxes(0, 1).reshape(self.channels, -1))
+            out.append(np.asarray(blocks, self._sample).swapaxes(0, 1).reshape(self.channels, -1))
             at += size
         self.frames += count
         done = np.concatenate(out, axis=1)

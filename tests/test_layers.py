@@ -26,7 +26,7 @@ LAYERS = (
     ("steps", "steps unroll skip", "arith structure"),
     ("cells", "cells", "arith structure steps"),
     ("linen", "linen", "arith structure steps"),
-    ("model", "model cost", "base audio fixed arith structure steps cells linen"),
+    ("model", "model chip cost", "base audio fixed arith structure steps cells linen"),
     (
         "compress",
         "compress compress.factor compress.prune compress.affine compress.groups compress.quantise",

@@ -71,13 +71,16 @@ class Stft:
 
     def analyse(self, x: Array) -> Array:
         """Signals [..., n] -> spectra [..., T, bins]."""
+        return self.transform(self.framed(x))
+
+    def framed(self, x: Array) -> Array:
+        """Signals [..., n] -> frames [..., T, window]."""
         n = x.shape[-1]
         after = self.frames(n) * self.hop - n
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(self.tail, after)])
         blocks = x.reshape(*x.shape[:-1], -1, self.hop)
         count = self.frames(n)
-        frames = jnp.concatenate([blocks[..., i : i + count, :] for i in range(self.overlap)], axis=-1)
-        return self.transform(frames)
+        return jnp.concatenate([blocks[..., i : i + count, :] for i in range(self.overlap)], axis=-1)
 
     def transform(self, frames: Array) -> Array:
         """Frames [..., window] -> spectra [..., bins]."""
@@ -85,13 +88,16 @@ class Stft:
 
     def synthesise(self, spectra: Array, samples: int) -> Array:
         """Spectra [..., T, bins] -> signals [..., samples]."""
-        frames = self.invert(spectra)
+        return self.overlapped(self.invert(spectra))[..., :samples]
+
+    def overlapped(self, frames: Array) -> Array:
+        """Windowed frames [..., T, window] -> their sum where all frames are there, [..., (T - overlap + 1) hop]."""
         blocks = frames.reshape(*frames.shape[:-1], self.overlap, self.hop)
         count = frames.shape[-2] - self.overlap + 1
         last = self.overlap - 1
         total = sum(blocks[..., i : i + count, last - i, :] for i in range(self.overlap))
         assert isinstance(total, jax.Array)
-        return total.reshape(*total.shape[:-2], -1)[..., :samples]
+        return total.reshape(*total.shape[:-2], -1)
 
     def invert(self, spectra: Array) -> Array:
         """Spectra [..., bins] -> windowed frames [..., window], to be added where they overlap."""
@@ -103,13 +109,12 @@ class Stft:
         return jnp.zeros((*batch, self.tail)), jnp.zeros((*batch, self.tail))
 
     def push(self, past: Array, block: Array) -> tuple[Array, Array]:
-        """One hop in: (past [..., tail], block [..., hop]) -> (past, spectrum [..., bins])."""
+        """One hop in: (past [..., tail], block [..., hop]) -> (past, frame [..., window])."""
         frame = jnp.concatenate([past, block], axis=-1)
-        return frame[..., self.hop :], self.transform(frame)
+        return frame[..., self.hop :], frame
 
-    def pull(self, unfinished: Array, spectrum: Array) -> tuple[Array, Array]:
-        """One hop out: (unfinished [..., tail], spectrum [..., bins]) -> (unfinished, block [..., hop])."""
-        frame = self.invert(spectrum)
+    def pull(self, unfinished: Array, frame: Array) -> tuple[Array, Array]:
+        """One hop out: (unfinished [..., tail], windowed frame [..., window]) -> (unfinished, block [..., hop])."""
         total = jnp.concatenate([unfinished, jnp.zeros_like(frame[..., : self.hop])], axis=-1) + frame
         return total[..., self.hop :], total[..., : self.hop]
 

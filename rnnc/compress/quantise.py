@@ -16,6 +16,7 @@ from flax import nnx
 
 from rnnc import steps
 from rnnc.arith import WEIGHT_BITS, Float, Formats
+from rnnc.audio import front
 from rnnc.cells import RNN, Skip
 from rnnc.fixed import Format
 from rnnc.model import Enhancer, Model
@@ -162,11 +163,21 @@ def _errors(a: Array, bits: int) -> Array:
     return jax.lax.map(one, jnp.asarray([2.0**frac for frac in FRACS], jnp.float32))
 
 
+def _heard(enhancer: Enhancer, noisy: Array) -> Array:
+    """Features [B, T, bands] as the chip's front end computes them, but for their last rounding."""
+    stft = enhancer.model.stft
+    frames = stft.framed(noisy)
+    if front.unfit(stft):
+        return enhancer.features(stft.transform(frames))
+    fine = replace(enhancer.model.front, x=Format(24, 15))
+    return fine.heard(front.pcm(frames)).astype(jnp.float32) * np.float32(fine.x.step)
+
+
 @partial(jax.jit, static_argnums=(0, 2))
 def _layers(graph: Any, weights: Any, taken: int, noisy: Array) -> list[Errors]:
     """The errors of every layer on one batch."""
     enhancer = nnx.merge(graph, weights)
-    x = jnp.swapaxes(enhancer.features(enhancer.model.stft.analyse(noisy)), 0, 1)
+    x = jnp.swapaxes(_heard(enhancer, noisy), 0, 1)
     found: list[Errors] = []
     for rnn in enhancer.layers:
         for core, params, before, inputs, after in _frames(rnn, x):

@@ -7,7 +7,7 @@ import numpy as np
 from rnnc.audio.front import Front
 from rnnc.export.records import Value
 
-HEADER = 16  # bytes at the beginning of a denoiser's memory
+HEADER = 12  # bytes at the beginning of a denoiser's memory
 
 # The arrays of `rnnc_front`: kind, and what stands in them.
 ARRAYS = {
@@ -45,7 +45,7 @@ def memory(front: Front) -> tuple[int, int]:
     """Bytes that live from frame to frame, and bytes of scratch that it shares with the network.
 
     >>> memory(Front())
-    (4888, 2048)
+    (4884, 2048)
     """
     window, hop = front.stft.window, front.stft.hop
     halves = window + hop + hop % 2 + front.bands.count + front.bands.count % 2

@@ -88,6 +88,68 @@ class Net(Exported):
     kind = "net"
 
 
+class Denoiser:
+    """A whole exported denoiser, sound to sound.
+
+    Args:
+      library: with the kernels and the model, as `build` makes it.
+      name: the model's.
+      channels: signals denoised side by side, each with a memory of its own.
+    """
+
+    def __init__(self, library: ctypes.CDLL, name: str, channels: int = 1):
+        self._call = lambda what: getattr(library, f"rnnc_denoiser_{what}")
+        self._data = ctypes.byref(ctypes.c_char.in_dll(library, f"{name}_denoiser"))
+        self.bytes = self._call("state_bytes")(self._data)
+        self.memory = np.zeros((channels, -(-self.bytes // 4)), np.int32)
+        self._each("init", self.bytes)
+
+    @property
+    def latency_samples(self) -> int:
+        """How many samples the output is late: window - 1."""
+        return self._call("latency")(self._data)
+
+    def process(self, pcm: np.ndarray) -> np.ndarray:
+        """The next samples of the stream, int16 [n] or [channels, n], any n -> as many, `latency_samples` late."""
+        rows = np.ascontiguousarray(np.atleast_2d(pcm))
+        if pcm.dtype != np.int16 or len(rows) != len(self.memory):
+            given, wanted = f"{pcm.dtype}{list(pcm.shape)}", f"int16[{len(self.memory)}, samples]"
+            raise ValueError(f"process: pcm is {given}, must be {wanted}")
+        out = np.zeros_like(rows)
+        for memory, x, y in zip(self.memory, rows, out):
+            self._check("process", self._call("process")(self._data, pointer(memory), pointer(x), pointer(y), x.size))
+        return out.reshape(pcm.shape)
+
+    def denoise(self, pcm: np.ndarray) -> np.ndarray:
+        """Whole signals, int16 [n] or [channels, n] -> the denoised ones, in time with them; the stream starts anew."""
+        self.reset()
+        late = np.zeros((*pcm.shape[:-1], self.latency_samples), np.int16)
+        found = self.process(np.concatenate([pcm, late], axis=-1))[..., self.latency_samples :]
+        self.reset()
+        return found
+
+    def reset(self) -> None:
+        """Forget everything heard; the limit stays."""
+        self._each("reset")
+
+    def limit(self, least: int) -> None:
+        """The least gain, Q0.15: attenuate nothing further."""
+        self._each("limit", least)
+
+    def _each(self, what: str, *arguments: int) -> None:
+        for memory in self.memory:
+            self._check(what, self._call(what)(self._data, pointer(memory), *arguments))
+
+    def _check(self, what: str, status: int) -> None:
+        if status:
+            raise ValueError(f"rnnc_denoiser_{what}: error {status}, see rnnc_status in kernels/rnnc.h")
+
+
+def denoiser(source: Path, channels: int = 1) -> Denoiser:
+    """Compile an exported enhancer beside its source and load it whole."""
+    return Denoiser(ctypes.CDLL(str(build(source.parent, source))), source.stem, channels)
+
+
 def load(source: Path, kind: type[Model], outputs: int) -> Model:
     """Compile an exported model beside its source and load it; the arguments are those of `in_jax`."""
     return kind(ctypes.CDLL(str(build(source.parent, source))), source.stem, outputs)

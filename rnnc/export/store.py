@@ -117,6 +117,7 @@ def kept(q: np.ndarray, tile: int, block: int, bits: int) -> Store:
     high = max(tile, 1)
     grid = _filled(q, high, 1).reshape(-1, high, q.shape[1] // block, block).swapaxes(1, 2)
     held = (grid != 0).any(axis=(2, 3))
+    held[0, 0] |= not held.any()  # C has no empty arrays
     numbers = _ordered(grid[held].reshape(-1, block), tile, bits)
     return Store(bits=_stored(bits), tile=tile, block=block, kept=held, numbers=numbers)
 
