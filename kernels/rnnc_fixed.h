@@ -14,7 +14,7 @@
 #define RNNC_KNOT_BITS 7 /* a table has a knot every 2^7 inputs, 513 in all */
 #define RNNC_LOG_FRAC 15 /* of a logarithm; its table has 65 knots for one octave */
 #define RNNC_FEATURE_GUARD 8 /* bits that a feature has more before it is rounded */
-#define RNNC_SOUND_GUARD 3   /* bits that unfinished sound has more than a frame that is added to it */
+#define RNNC_SOUND_GUARD 2   /* bits that unfinished sound has more than a frame that is added to it */
 #define RNNC_WIDEST (INT32_C(1) << 30)
 
 /* The right shift of a negative number must be arithmetic, as it is in every compiler for our targets. */
