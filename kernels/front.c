@@ -23,12 +23,12 @@ static rnnc_complex twiddle(const rnnc_front *front, uint32_t k)
     return w;
 }
 
-/* x w 2^-s, floors; w is Q.30, or Q.15 for a smaller s. turned({8, 4}, {0, -1 << 30}, 32) is {1, -2}. */
-static rnnc_complex turned(int32_t re, int32_t im, rnnc_complex w, int s)
+/* x w / 4 for w in Q.30, floors. turned(8, 4, {0, -1 << 30}) is {1, -2}. */
+static rnnc_complex turned(int32_t re, int32_t im, rnnc_complex w)
 {
     const rnnc_complex y = {
-        (int32_t)(((int64_t)re * w.re - (int64_t)im * w.im) >> s),
-        (int32_t)(((int64_t)re * w.im + (int64_t)im * w.re) >> s),
+        (int32_t)(((int64_t)re * w.re - (int64_t)im * w.im) >> 32),
+        (int32_t)(((int64_t)re * w.im + (int64_t)im * w.re) >> 32),
     };
     return y;
 }
@@ -39,23 +39,35 @@ static void put(int32_t *y, rnnc_complex v)
     y[1] = v.im;
 }
 
-/* One pass over numbers x [4][m][s] -> y [m][4][s]: transforms of 4, a quarter of their sums, each turned. */
+/* A transform of 4 numbers that lie `gap` apart, a quarter of each sum, turned, to places that lie `jump` apart. */
+static inline void butterfly(
+    const int32_t *a, uint32_t gap, const rnnc_complex *w, int32_t *y, uint32_t jump)
+{
+    const int32_t *b = a + gap, *c = b + gap, *d = c + gap;
+    const int32_t ac_re = a[0] + c[0], ac_im = a[1] + c[1], a_c_re = a[0] - c[0], a_c_im = a[1] - c[1];
+    const int32_t bd_re = b[0] + d[0], bd_im = b[1] + d[1], b_d_re = b[0] - d[0], b_d_im = b[1] - d[1];
+    y[0] = (ac_re + bd_re) >> 2;
+    y[1] = (ac_im + bd_im) >> 2;
+    put(y + jump, turned(a_c_re + b_d_im, a_c_im - b_d_re, w[0]));
+    put(y + 2 * jump, turned(ac_re - bd_re, ac_im - bd_im, w[1]));
+    put(y + 3 * jump, turned(a_c_re - b_d_im, a_c_im + b_d_re, w[2]));
+}
+
+/* One pass over numbers x [4][m][s] -> y [m][4][s]. */
 static void pass(const rnnc_front *front, uint32_t m, uint32_t s, const int32_t *x, int32_t *y)
 {
-    const uint32_t step = front->window / (4 * m), next = 2 * m * s;
-    for (uint32_t p = 0; p < m; p++) {
-        const rnnc_complex w1 = twiddle(front, p * step), w2 = twiddle(front, 2 * p * step);
-        const rnnc_complex w3 = twiddle(front, 3 * p * step);
-        for (uint32_t q = 0; q < s; q++) {
-            const int32_t *a = x + 2 * (p * s + q), *b = a + next, *c = b + next, *d = c + next;
-            const int32_t ac_re = a[0] + c[0], ac_im = a[1] + c[1], a_c_re = a[0] - c[0], a_c_im = a[1] - c[1];
-            const int32_t bd_re = b[0] + d[0], bd_im = b[1] + d[1], b_d_re = b[0] - d[0], b_d_im = b[1] - d[1];
-            int32_t *to = y + 2 * (4 * p * s + q);
-            to[0] = (ac_re + bd_re) >> 2;
-            to[1] = (ac_im + bd_im) >> 2;
-            put(to + 2 * s, turned(a_c_re + b_d_im, a_c_im - b_d_re, w1, 32));
-            put(to + 4 * s, turned(ac_re - bd_re, ac_im - bd_im, w2, 32));
-            put(to + 6 * s, turned(a_c_re - b_d_im, a_c_im + b_d_re, w3, 32));
+    const uint32_t step = front->window / (4 * m), gap = 2 * m * s;
+    for (uint32_t p = 0; p < m; p++, y += 6 * s) {
+        const rnnc_complex w[3] = {
+            twiddle(front, p * step), twiddle(front, 2 * p * step), twiddle(front, 3 * p * step)};
+        if (s == 1) {
+            butterfly(x, gap, w, y, 2);
+            x += 2;
+            y += 2;
+            continue;
+        }
+        for (uint32_t q = 0; q < s; q++, x += 2, y += 2) {
+            butterfly(x, gap, w, y, 2 * s);
         }
     }
 }
@@ -113,15 +125,15 @@ static int ends_in_other(const rnnc_front *front)
 }
 
 /* Between a complex transform of M numbers [M + 1], the last like the first, and a real one of 2 M:
- * x_k = e + o, x_(M-k) = (e - o)*, e = (x_k + x_(M-k)*) / 2, o = -j exp(-2 pi j k / window) (x_k - x_(M-k)*) / 2. */
+ * x_k = e + o, x_(M-k) = (e - o)*, e = (x_k + x_(M-k)*) / 2, o = -j exp(-2 pi j k / window) (x_k - x_(M-k)*) / 2. The factor is here 2 Q.30. */
 static void split(const rnnc_front *front, int32_t *x)
 {
     const uint32_t half = front->window / 2;
     const int16_t *sine = front->sine, *cosine = sine + front->window / 4;
     int32_t *a = x, *b = x + 2 * half;
     for (uint32_t k = 0; k <= half / 2; k++, a += 2, b -= 2) {
-        const rnnc_complex w = {sine[k], cosine[k]};
-        const rnnc_complex o = turned(a[0] - b[0], a[1] + b[1], w, 16);
+        const rnnc_complex w = {sine[k] * 65536, cosine[k] * 65536};
+        const rnnc_complex o = turned(a[0] - b[0], a[1] + b[1], w);
         const int32_t re = (a[0] + b[0]) >> 1, im = (a[1] - b[1]) >> 1;
         a[0] = re + o.re;
         a[1] = im + o.im;
@@ -196,13 +208,28 @@ static int32_t gain(const rnnc_front *front, const int16_t *mask, uint32_t k)
     return at[0] + (((at[part != 0] - at[0]) * part) >> front->place_frac);
 }
 
-/* A sample of the frame under the synthesis window; the sound is conjugate, so odd samples have the other sign. */
-static int32_t windowed(const rnnc_front *front, const int32_t *x, uint32_t i)
+/* x w / 2^28, halves rounded up. under(3, 1 << 27) is 2. */
+static int32_t under(int32_t x, uint32_t w)
 {
-    const uint32_t weight = front->synthesis[i <= front->window / 2U ? i : front->window - i];
-    const int64_t product = (int64_t)x[i] * weight;
-    const int64_t half = INT64_C(1) << (front->synthesis_shift - 1);
-    return (int32_t)(((i & 1 ? -product : product) + half) >> front->synthesis_shift);
+    return (int32_t)(((int64_t)(x * 16) * (int32_t)w + (INT64_C(1) << 31)) >> 32);
+}
+
+/* The frame under the synthesis window, in place; the sound is conjugate, so odd samples have the other sign. */
+static void window_again(const rnnc_front *front, int32_t *x)
+{
+    const uint32_t half = front->window / 2;
+    const int up = 28 - front->synthesis_shift;
+    int32_t *a = x + 1, *b = x + front->window - 1;
+    x[0] = under(x[0], (uint32_t)front->synthesis[0] << up);
+    for (uint32_t i = 1; i < half; i += 2, a += 2, b -= 2) {
+        const uint32_t odd = (uint32_t)front->synthesis[i] << up, even = (uint32_t)front->synthesis[i + 1] << up;
+        a[0] = under(-a[0], odd);
+        b[0] = under(-b[0], odd);
+        a[1] = under(a[1], even);
+        if (i + 1 < half) {
+            b[-1] = under(b[-1], even);
+        }
+    }
 }
 
 void rnnc_front_synthesise(const rnnc_front *front, const int16_t *mask, int32_t least, int32_t *spectrum,
@@ -219,14 +246,13 @@ void rnnc_front_synthesise(const rnnc_front *front, const int16_t *mask, int32_t
         shift--;
     }
     split(front, spectrum);
-    const int32_t *x = transform(front, spectrum, work);
+    int32_t *const x = transform(front, spectrum, work);
+    window_again(front, x);
     for (uint32_t i = 0; i < hop; i++) {
-        out[i] = (int16_t)rnnc_requant(unfinished[i] + windowed(front, x, i), shift, 16);
+        out[i] = (int16_t)rnnc_requant(unfinished[i] + x[i], shift, 16);
     }
     for (uint32_t i = hop; i < tail; i++) {
-        unfinished[i - hop] = unfinished[i] + windowed(front, x, i);
+        unfinished[i - hop] = unfinished[i] + x[i];
     }
-    for (uint32_t i = tail; i < window; i++) {
-        unfinished[i - hop] = windowed(front, x, i);
-    }
+    memcpy(unfinished + (tail - hop), x + tail, hop * sizeof *x);
 }

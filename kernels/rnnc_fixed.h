@@ -14,7 +14,7 @@
 #define RNNC_KNOT_BITS 7 /* a table has a knot every 2^7 inputs, 513 in all */
 #define RNNC_LOG_FRAC 15 /* of a logarithm; its table has 65 knots for one octave */
 #define RNNC_FEATURE_GUARD 8 /* bits that a feature has more before it is rounded */
-#define RNNC_SOUND_GUARD 3   /* bits that unfinished sound has more than a frame that is added to it */
+#define RNNC_SOUND_GUARD 2   /* bits that unfinished sound has more than a frame that is added to it */
 #define RNNC_WIDEST (INT32_C(1) << 30)
 
 /* The right shift of a negative number must be arithmetic, as it is in every compiler for our targets. */
@@ -27,6 +27,12 @@ static inline int32_t rnnc_saturate(int32_t v, int bits)
     return v > highest ? highest : v < -highest - 1 ? -highest - 1 : v;
 }
 
+/* v * 2^-s, halves rounded up. |v| < 2^30, s is 0 to 30. rnnc_shift_right(-3, 1) is -1. */
+static inline int32_t rnnc_shift_right(int32_t v, int s)
+{
+    return (v + ((INT32_C(1) << s) >> 1)) >> s;
+}
+
 /* v * 2^-s, halves rounded up; a negative s multiplies and saturates at 2^30. |v| < 2^30, s is -30 to 30.
  * rnnc_shift(-3, 1) is -1, rnnc_shift(3, 1) is 2, rnnc_shift(-5, -3) is -40. */
 static inline int32_t rnnc_shift(int32_t v, int s)
@@ -36,7 +42,7 @@ static inline int32_t rnnc_shift(int32_t v, int s)
         v = v > limit ? limit : v < -limit ? -limit : v;
         return v * (INT32_C(1) << -s);
     }
-    return (v + ((INT32_C(1) << s) >> 1)) >> s;
+    return rnnc_shift_right(v, s);
 }
 
 /* v * 2^-s, rounded and saturated: how a result is stored. rnnc_requant(-255, 1, 8) is -127. */

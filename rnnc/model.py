@@ -201,8 +201,9 @@ class Denoiser(Protocol):
     """What a stream runs: an `Enhancer`, or a `rnnc.chip.Chip`."""
 
     model: Model
-    sample: type[np.float32] | type[np.int16]
 
+    @property
+    def sample(self) -> type[np.float32] | type[np.int16]: ...
     def silence(self, batch: int) -> tuple: ...
     def hop(self, state: tuple, block: Array) -> tuple[tuple, Array]: ...
 

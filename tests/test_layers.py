@@ -42,7 +42,7 @@ LAYERS = (
     (
         "recipes",
         "recipes recipes.console recipes.machine recipes.page recipes.rundata recipes.figures recipes.scores"
-        " recipes.report recipes.run recipes.denoise recipes.export recipes.evaluate recipes.enhance"
+        " recipes.report recipes.run recipes.runner recipes.denoise recipes.export recipes.evaluate recipes.enhance"
         " recipes.bench_kernels recipes.bench"
         " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
         " recipes.ladder_report recipes.ladder recipes.adding",

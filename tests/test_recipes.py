@@ -1,5 +1,6 @@
 """Laws of the command line: the whole job in small, its files, what it refuses, and the README's examples."""
 
+import io as byte_io
 import json
 import logging
 import re
@@ -15,7 +16,7 @@ import pytest
 import soundfile
 from damaged import damage
 
-from kernels import build
+from kernels import build, compiler
 from rnnc import config as configs
 from rnnc import container
 from rnnc.audio import io
@@ -268,6 +269,25 @@ def test_denoise_keeps_rate_channels_and_length(smoke, tmp_path, name, rate_hz, 
         assert np.abs(y.T @ tone).min() > 0
 
 
+def test_the_shipped_model_denoises_at_once(tmp_path, monkeypatch, capsys):
+    """Without a training, by C; where there is no compiler by its twin in JAX, with the same samples."""
+    compiler()
+    monkeypatch.chdir(tmp_path)
+    x = _sound(tmp_path / "a.wav", 44100, 60000, 2)
+    found = []
+    for how in ("C", "JAX in integers"):
+        assert main(["denoise", "a.wav", "b.wav"]) == 0
+        assert f"tinylstm-int8.rnnc, computed by {how}" in capsys.readouterr().out
+        found.append((tmp_path / "b.wav").read_bytes())
+        (tmp_path / "b.wav").unlink()
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.delenv("CC", raising=False)
+    assert found[0] == found[1]
+    y = soundfile.read(byte_io.BytesIO(found[0]))[0]
+    assert y.shape == x.shape
+    assert 0.001 < np.abs(y).max() < np.abs(x).max()
+
+
 def test_denoise_a_folder_with_a_bad_file(smoke, tmp_path, capsys):
     _sound(tmp_path / "in" / "a.wav", 16000, 4000)
     _sound(tmp_path / "in" / "deep" / "b.FLAC", 16000, 3000)
@@ -310,7 +330,7 @@ def test_denoise_bad_files_only(smoke, tmp_path, capsys):
         (["--speech", "none", "--noise", "none"], r"none: no such speech folder"),
         (["denoise", "a.wav"], r"denoise: needs an input and an output, got 1 paths"),
         (["denoise", "a.wav", "b.wav", "c.wav"], r"got 3 paths"),
-        (["denoise", "a.wav", "b.wav"], r"model\.rnnc: no model; train one"),
+        (["denoise", "a.wav", "b.wav", "--out", "none"], r"model\.rnnc: no model; name a file or a shipped one"),
         (["denoise", "a.wav", "b.wav", "--model", "no.rnnc"], r"no\.rnnc: no "),
         (["eval", "--model", "no.rnnc"], r"no\.rnnc: "),
         (["eval"], r"model\.rnnc: cannot be read"),

@@ -20,7 +20,7 @@ Array = jax.Array
 Complex = tuple[Array, Array]  # real and imaginary parts
 SMALLEST, LARGEST = 64, 2048  # windows
 HEADROOM = 13  # bits of a windowed sample below the int16 ones
-FEATURE_GUARD, SOUND_GUARD = 8, 3  # more bits before a feature is rounded; of unfinished sound
+FEATURE_GUARD, SOUND_GUARD = 8, 2  # more bits before a feature is rounded; of unfinished sound
 PIECE = 64  # frames that `heard` takes at a time, so that they stay in a cache
 FLOOR = 1e-5  # added to magnitudes, in squares, of sound between -1 and 1
 

@@ -40,6 +40,7 @@ from rnnc.train import loop
 from rnnc.train.loop import Train
 from rnnc.train.loss import Loss
 
+OUT, READY = "runs/enhance", "tinylstm-int8"
 STAGES = ("train", "eval", "denoise", "export", "report")
 RECIPES = (Path(__file__).parent / "toml", Path(__file__).parents[2] / "recipes")  # in a wheel, in a checkout
 MODELS = (Path(__file__).parent / "models",)
@@ -88,7 +89,8 @@ def _dispatch(args: argparse.Namespace, argv: Sequence[str] | None, reporter: Re
     run = Run(args.out)
     model = _model(args.model) if args.model else run.model
     if args.stage == "denoise":
-        return denoise(args.paths, model, reporter)
+        ready = model.exists() or args.out != Path(OUT)  # without a training of one's own, the shipped model
+        return denoise(args.paths, model if ready else _model(READY), reporter)
     if args.stage == "export" and not args.paths:
         return export(args.out if args.model else run.folder / "firmware", model, reporter)
     if args.paths:
@@ -114,11 +116,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m rnnc.recipes.enhance",
         description="Train a recurrent speech denoiser, score it and listen to it. Without a stage: the whole job "
         "(corpus, training, scoring, report); without folders: on a corpus made on the spot.",
-        epilog="denoise IN OUT: a file or a folder of WAV, FLAC or Ogg files, any rate, any number of channels.",
+        epilog="denoise IN OUT: a file or a folder of WAV, FLAC or Ogg files, any rate, any number of channels; by the "
+        f"model of --out, or the shipped {READY} where there is none. A model in integers runs as C.",
     )
     parser.add_argument("stage", nargs="?", choices=STAGES, help="one stage alone")
     parser.add_argument("paths", nargs="*", help="denoise: input and output, two files or two folders")
-    options(parser, "runs/enhance")
+    options(parser, OUT)
     parser.add_argument("--model", metavar="FILE", help="eval, denoise, export: a model file or a shipped one")
     return parser
 

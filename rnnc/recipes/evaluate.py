@@ -15,6 +15,7 @@ from rnnc.audio.io import Pair
 from rnnc.export import model as export
 from rnnc.recipes.console import Reporter
 from rnnc.recipes.run import Run, load_model
+from rnnc.recipes.runner import Runner
 
 EXAMPLES = 3  # of the scored pairs, from the lowest SNR to the highest
 
@@ -33,13 +34,10 @@ def evaluate(
     """
     enhancer, meta = load_model(model)
     rate_hz = enhancer.model.rate_hz
-    pairs, enhanced, stream = load(rate_hz), [], enhancer.stream()
-    updates = frames = 0.0
+    pairs, enhanced, runner = load(rate_hz), [], Runner(enhancer)
     for i, pair in enumerate(pairs):
-        first = stream.push(pair.noisy[None])
-        updates, frames = updates + float(stream.updates[0]), frames + stream.frames
-        enhanced.append(np.concatenate([first, stream.flush()], axis=1)[0])
-        reporter.progress("enhancing", i + 1, len(pairs))
+        enhanced.append(runner(pair.noisy[None])[0])
+        reporter.progress("enhancing", i + 1, len(pairs), runner.how)
     versions = {"noisy": [pair.noisy for pair in pairs], "enhanced": enhanced}
     scores = {}
     for name, signals in versions.items():
@@ -47,9 +45,9 @@ def evaluate(
         say = f"scoring {name}"
         scores[name] = metrics.score_many(both, on_progress=lambda done, of, say=say: reporter.progress(say, done, of))
     run.folder.mkdir(parents=True, exist_ok=True)
-    section = {**_summary(pairs, scores), **origin}
+    section = {**_summary(pairs, scores), "computed_by": runner.how, **origin}
     known = {k: meta[k] for k in ("commit", "config_sha256", "command", "seed") if k in meta}
-    run.update(**{**known, "model": size(model, updates / max(frames, 1)), "test": section})
+    run.update(**{**known, "model": size(model, runner.update_rate), "test": section})
     _examples(run, pairs, enhanced, scores, rate_hz)
     for name in ("noisy", "enhanced", "gain"):
         row = "  ".join(f"{m} {section[name][m]['mean']:.3f}" for m in metrics.METRICS if section[name][m]["n"])
