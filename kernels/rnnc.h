@@ -11,6 +11,10 @@
 
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* A matrix of so many outputs, each with a frac of its own; all weights are stored, or the kept blocks of them.
  *
  * `tile` says how the weights lie; SEMANTICS.md has the order within a tile:
@@ -236,5 +240,9 @@ uint32_t rnnc_blob_bytes(const void *data, uint32_t size);
 /* Load a model. Its numbers stay where they are, so `data` (in flash) and `arena` must live as long as the model.
  * Nothing is taken on trust: a damaged or hostile model is refused, or runs within its bounds. */
 rnnc_blob_status rnnc_blob_open(const void *data, uint32_t size, void *arena, uint32_t bytes, rnnc_blob *model);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

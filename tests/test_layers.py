@@ -35,7 +35,7 @@ LAYERS = (
     (
         "export",
         "export export.tables export.records export.store export.front export.model export.blob export.host"
-        " export.emulate export.work",
+        " export.firmware export.emulate export.work",
         "base audio fixed arith structure steps cells model",
     ),
     ("train", "train train.loss train.checkpoint train.loop", "base audio"),

@@ -92,7 +92,7 @@ def _dispatch(args: argparse.Namespace, argv: Sequence[str] | None, reporter: Re
         ready = model.exists() or args.out != Path(OUT)  # without a training of one's own, the shipped model
         return denoise(args.paths, model if ready else _model(READY), reporter)
     if args.stage == "export" and not args.paths:
-        return export(args.out, model, reporter)
+        return export(args.out if args.model else run.folder / "firmware", model, reporter)
     if args.paths:
         raise ConfigError(f"{args.stage or 'enhance'}: does not take {args.paths[0]!r}; stages are {', '.join(STAGES)}")
     if args.stage == "report":
