@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "rnnc_fixed.h"
+#include "core.h"
 #include "rnnc_tables.h"
 
 #define HALF (1 << (RNNC_FRAC_OUT - 1))
@@ -12,123 +12,173 @@
 
 static const uint8_t gates_of[] = {4, 3, 1}; /* by rnnc_step */
 
-static int32_t sigmoid(int32_t v)
+static void sigmoid(int32_t *z, uint32_t count)
 {
-    return rnnc_lookup(rnnc_sigmoid_table, v);
+    rnnc_activate(rnnc_sigmoid_table, z, count);
 }
 
-static int32_t tanh_(int32_t v)
+static void tanh_(int32_t *z, uint32_t count)
 {
-    return rnnc_lookup(rnnc_tanh_table, v);
+    rnnc_activate(rnnc_tanh_table, z, count);
 }
 
-static int32_t saturate16(int32_t v)
+/* z = b; NULL: 0. */
+static void start(int32_t *z, const int16_t *bias, uint32_t count)
 {
-    return rnnc_saturate(v, 16);
+    if (bias == NULL) {
+        memset(z, 0, count * sizeof *z);
+        return;
+    }
+    RNNC_UNROLL
+    for (uint32_t i = 0; i < count; i++) {
+        z[i] = bias[i];
+    }
 }
 
-/* z = W x (+ b) for x as the matrix takes it. */
-static void product(const rnnc_mat *mat, const int16_t *bias, const int16_t *x, int32_t *z, int32_t *scratch)
+/* z += b; NULL: nothing. */
+static void add(int32_t *z, const int16_t *bias, uint32_t count)
 {
-    rnnc_matvec(mat, x, z, scratch);
-    if (bias != NULL) {
-        for (uint32_t i = 0; i < mat->outputs; i++) {
-            z[i] += bias[i];
-        }
+    for (uint32_t i = 0; bias != NULL && i < count; i++) {
+        z[i] += bias[i];
     }
 }
 
 /* An array as the matrices take it. */
 static void move(const int16_t *from, int16_t *to, uint32_t count, int s, int bits)
 {
+    if (s < 0) {
+        for (uint32_t i = 0; i < count; i++) {
+            to[i] = (int16_t)rnnc_requant(from[i], s, bits);
+        }
+        return;
+    }
+    RNNC_UNROLL
     for (uint32_t i = 0; i < count; i++) {
-        to[i] = (int16_t)rnnc_requant(from[i], s, bits);
+        to[i] = (int16_t)rnnc_clip(rnnc_shift_right(from[i], s), bits);
     }
 }
 
-/* c' = f c + i g, h' = o tanh(c'). state: c [m], h [m]; zx, zh [4 m], gates i, f, g, o. */
-static void lstm(const rnnc_cell *cell, int16_t *state, const int32_t *zx, const int32_t *zh)
+/* c' = f c + i g, h' = o tanh(c'). state: c [m], h [m]; z [4 m], gates i, f, g, o. */
+static void lstm(const rnnc_cell *cell, int16_t *state, int32_t *z)
 {
     const uint32_t m = cell->m;
+    const int right = 2 * RNNC_FRAC_OUT - cell->c_frac, out = 2 * RNNC_FRAC_OUT - cell->h_frac, bits = cell->h_out_bits;
+    const int down = cell->c_frac > RNNC_FRAC_IN ? cell->c_frac - RNNC_FRAC_IN : 0; /* of c, to enter tanh */
+    const int up = cell->c_frac < RNNC_FRAC_IN ? RNNC_FRAC_IN - cell->c_frac : 0;
+    const int32_t factor = INT32_C(1) << (up < 15 ? up : 15); /* more saturates too */
+    int32_t *i = z, *f = z + m, *g = z + 2 * m, *o = z + 3 * m;
     int16_t *c = state, *h = state + m;
+    sigmoid(i, 2 * m);
+    tanh_(g, m);
+    sigmoid(o, m);
     for (uint32_t k = 0; k < m; k++) {
-        const int32_t i = sigmoid(saturate16(zx[k] + zh[k]));
-        const int32_t f = sigmoid(saturate16(zx[m + k] + zh[m + k]));
-        const int32_t g = tanh_(saturate16(zx[2 * m + k] + zh[2 * m + k]));
-        const int32_t o = sigmoid(saturate16(zx[3 * m + k] + zh[3 * m + k]));
-        const int32_t fc = rnnc_shift(f * c[k], RNNC_FRAC_OUT);
-        const int32_t ig = rnnc_shift(i * g, 2 * RNNC_FRAC_OUT - cell->c_frac);
-        c[k] = (int16_t)saturate16(fc + ig);
-        const int32_t tc = tanh_(rnnc_requant(c[k], cell->c_frac - RNNC_FRAC_IN, 16));
-        h[k] = (int16_t)rnnc_requant(o * tc, 2 * RNNC_FRAC_OUT - cell->h_frac, cell->h_out_bits);
+        const int32_t fc = rnnc_shift_right(f[k] * c[k], RNNC_FRAC_OUT);
+        const int32_t ig = rnnc_shift_right(i[k] * g[k], right);
+        const int32_t memory = rnnc_clip(fc + ig, 16);
+        c[k] = (int16_t)memory;
+        g[k] = rnnc_shift_right(memory, down) * factor;
+    }
+    tanh_(g, m);
+    for (uint32_t k = 0; k < m; k++) {
+        h[k] = (int16_t)rnnc_clip(rnnc_shift_right(o[k] * g[k], out), bits);
     }
 }
 
-/* n = tanh(xn + r hn), h' = (1 - z) n + z h. state: h [m]; zx, zh [3 m], gates r, z, n. */
-static void gru(const rnnc_cell *cell, int16_t *state, const int32_t *zx, const int32_t *zh)
+/* n = tanh(xn + r hn), h' = (1 - z) n + z h. state: h [m]; zs [4 m], gates r, z, and the products for n, xn and hn. */
+static void gru(const rnnc_cell *cell, int16_t *state, int32_t *zs)
 {
     const uint32_t m = cell->m;
+    const int out = 2 * RNNC_FRAC_OUT - cell->h_frac, bits = cell->h_out_bits;
+    const int to_hn = RNNC_FRAC_IN - cell->hn_frac, from_hn = RNNC_FRAC_OUT - to_hn;
+    int32_t *r = zs, *z = zs + m, *n = zs + 2 * m, *hn = zs + 3 * m;
     int16_t *h = state;
+    sigmoid(r, 2 * m);
     for (uint32_t k = 0; k < m; k++) {
-        const int32_t r = sigmoid(saturate16(zx[k] + zh[k]));
-        const int32_t z = sigmoid(saturate16(zx[m + k] + zh[m + k]));
-        const int32_t hn = rnnc_requant(zh[2 * m + k], RNNC_FRAC_IN - cell->hn_frac, 16);
-        const int32_t rh = rnnc_shift(r * hn, RNNC_FRAC_OUT + cell->hn_frac - RNNC_FRAC_IN);
-        const int32_t n = tanh_(saturate16(zx[2 * m + k] + rh));
-        const int32_t zn = rnnc_shift((ONE - z) * n, 2 * RNNC_FRAC_OUT - cell->h_frac);
-        const int32_t zh_ = rnnc_shift(z * h[k], RNNC_FRAC_OUT);
-        h[k] = (int16_t)rnnc_saturate(zn + zh_, cell->h_out_bits);
+        n[k] += rnnc_shift(r[k] * rnnc_requant(hn[k], to_hn, 16), from_hn);
+    }
+    tanh_(n, m);
+    for (uint32_t k = 0; k < m; k++) {
+        const int32_t zn = rnnc_shift_right((ONE - z[k]) * n[k], out);
+        const int32_t zh = rnnc_shift_right(z[k] * h[k], RNNC_FRAC_OUT);
+        h[k] = (int16_t)rnnc_clip(zn + zh, bits);
     }
 }
 
-/* h~ = tanh(zx + zh), h' = sigmoid(beta) h + sigmoid(alpha) h~. state: h [m]; zx, zh [m]. */
-static void fastrnn(const rnnc_cell *cell, int16_t *state, const int32_t *zx, const int32_t *zh)
+/* n = tanh(z), h' = sigmoid(beta) h + sigmoid(alpha) n. state: h [m]; z [m]. */
+static void fastrnn(const rnnc_cell *cell, int16_t *state, int32_t *z)
 {
+    const int out = 2 * RNNC_FRAC_OUT - cell->h_frac, bits = cell->h_out_bits;
+    const int32_t alpha = cell->alpha, beta = cell->beta;
+    const uint32_t m = cell->m;
     int16_t *h = state;
-    for (uint32_t k = 0; k < cell->m; k++) {
-        const int32_t n = tanh_(saturate16(zx[k] + zh[k]));
-        const int32_t bh = rnnc_shift(cell->beta * h[k], RNNC_FRAC_OUT);
-        const int32_t an = rnnc_shift(cell->alpha * n, 2 * RNNC_FRAC_OUT - cell->h_frac);
-        h[k] = (int16_t)rnnc_saturate(bh + an, cell->h_out_bits);
+    tanh_(z, m);
+    for (uint32_t k = 0; k < m; k++) {
+        const int32_t bh = rnnc_shift_right(beta * h[k], RNNC_FRAC_OUT);
+        const int32_t an = rnnc_shift_right(alpha * z[k], out);
+        h[k] = (int16_t)rnnc_clip(bh + an, bits);
     }
 }
 
-/* scratch: zx [gates m], zh [gates m], moved inputs int16 [n + m], then the matrices' own. */
+/* Where h begins behind x among the moved inputs: at once for a joint matrix, else at a word of its own. */
+static uint32_t place_of_h(const rnnc_cell *cell)
+{
+    return cell->joint ? cell->n : (cell->n + 1U) / 2 * 2;
+}
+
+/* The sums of both products and the biases. of: z [gates m], GRU: one m more; in: moved inputs. */
+static void sums(const rnnc_cell *cell, const int16_t *x, const int16_t *h, int32_t *z, int16_t *in, int32_t *own)
+{
+    const uint32_t n = cell->n, m = cell->m, width = (uint32_t)gates_of[cell->step] * m, at = place_of_h(cell);
+    const rnnc_mat *recurrent = cell->joint ? &cell->kernel : &cell->recurrent;
+    const int16_t *of_h = cell->joint ? in : in + at;
+    move(h, in + at, m, cell->h_shift, cell->h_bits);
+    start(z, cell->recurrent_bias, width);
+    if (cell->step != RNNC_GRU) {
+        move(x, in, n, cell->x_shift, cell->x_bits);
+        add(z, cell->bias, width);
+        rnnc_matvec(&cell->kernel, in, z, own);
+        if (!cell->joint) {
+            rnnc_matvec(recurrent, of_h, z, own);
+        }
+        return;
+    }
+    memset(in, 0, n * sizeof *in); /* a joint matrix is applied to [0; h] and to [x; 0] */
+    rnnc_matvec(recurrent, of_h, z, own);
+    memcpy(z + 3 * m, z + 2 * m, m * sizeof *z);
+    memset(z + 2 * m, 0, m * sizeof *z);
+    memset(in + at, 0, m * sizeof *in);
+    move(x, in, n, cell->x_shift, cell->x_bits);
+    add(z, cell->bias, width);
+    rnnc_matvec(&cell->kernel, in, z, own);
+}
+
+/* Numbers of int32 that the sums take. */
+static uint32_t sums_of(const rnnc_cell *cell)
+{
+    return (gates_of[cell->step] + (cell->step == RNNC_GRU ? 1U : 0U)) * cell->m;
+}
+
+/* Numbers of int32 that the moved inputs take. */
+static uint32_t moved_of(const rnnc_cell *cell)
+{
+    return (place_of_h(cell) + cell->m + 1U) / 2;
+}
+
+/* scratch: the sums, moved inputs in int16, then the matrices' own. */
 static void step(const rnnc_cell *cell, const int16_t *x, int16_t *state, int32_t *scratch)
 {
-    const uint32_t n = cell->n, m = cell->m, width = (uint32_t)gates_of[cell->step] * m;
-    int32_t *zx = scratch, *zh = zx + width, *own = zh + width + (n + m + 1) / 2;
-    int16_t *in = (int16_t *)(zh + width);
-    const int16_t *h = cell->step == RNNC_LSTM ? state + m : state;
-    move(x, in, n, cell->x_shift, cell->x_bits);
-    move(h, in + n, m, cell->h_shift, cell->h_bits);
-    if (cell->joint && cell->step != RNNC_GRU) {
-        product(&cell->kernel, cell->bias, in, zx, own);
-        memset(zh, 0, width * sizeof *zh);
-        for (uint32_t i = 0; cell->recurrent_bias != NULL && i < width; i++) {
-            zh[i] = cell->recurrent_bias[i];
-        }
-    } else if (cell->joint) { /* GRU needs both products: of [x; 0] and of [0; h] */
-        int16_t *padded = (int16_t *)own;
-        own += (n + m + 1) / 2;
-        memcpy(padded, in, n * sizeof *in);
-        memset(padded + n, 0, m * sizeof *in);
-        product(&cell->kernel, cell->bias, padded, zx, own);
-        memset(in, 0, n * sizeof *in);
-        product(&cell->kernel, cell->recurrent_bias, in, zh, own);
-    } else {
-        product(&cell->kernel, cell->bias, in, zx, own);
-        product(&cell->recurrent, cell->recurrent_bias, in + n, zh, own);
-    }
+    int32_t *z = scratch, *moved = z + sums_of(cell);
+    const int16_t *h = cell->step == RNNC_LSTM ? state + cell->m : state;
+    sums(cell, x, h, z, (int16_t *)moved, moved + moved_of(cell));
     switch (cell->step) {
     case RNNC_LSTM:
-        lstm(cell, state, zx, zh);
+        lstm(cell, state, z);
         break;
     case RNNC_GRU:
-        gru(cell, state, zx, zh);
+        gru(cell, state, z);
         break;
     case RNNC_FASTRNN:
-        fastrnn(cell, state, zx, zh);
+        fastrnn(cell, state, z);
         break;
     }
 }
@@ -140,9 +190,8 @@ static uint32_t cell_state(const rnnc_cell *cell)
 
 static uint32_t cell_scratch(const rnnc_cell *cell)
 {
-    const uint32_t width = (uint32_t)gates_of[cell->step] * cell->m, moved = (cell->n + cell->m + 1U) / 2;
     const uint32_t a = rnnc_mat_scratch(&cell->kernel), b = cell->joint ? 0 : rnnc_mat_scratch(&cell->recurrent);
-    return 2 * width + moved + (cell->joint && cell->step == RNNC_GRU ? moved : 0) + (a > b ? a : b);
+    return sums_of(cell) + moved_of(cell) + (a > b ? a : b);
 }
 
 /* The state of a stack: those of its cells, the lowest first; where it skips, the probability and the increment of an
@@ -200,7 +249,8 @@ static void update(const rnnc_stack *stack, const int16_t *x, int16_t *state, in
     }
     if (stack->skip != NULL) {
         const rnnc_skip *skip = stack->skip;
-        const int32_t d = sigmoid(saturate16(rnnc_plain_output(&skip->gate, 0, top) + skip->bias));
+        int32_t d = rnnc_plain_output(&skip->gate, 0, top) + skip->bias;
+        sigmoid(&d, 1);
         state[0] = -1;
         state[1] = (int16_t)((d < skip->slowest ? skip->slowest : d) - 1);
     }

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#include "rnnc_fixed.h"
+#include "core.h"
 #include "rnnc_tables.h"
 
 static const rnnc_mat *last(const rnnc_net *net)
@@ -52,14 +52,17 @@ static void dense(const rnnc_dense *layer, const int16_t *x, int16_t *y, int16_t
     for (uint32_t i = 0; i < layer->mat.inputs; i++) {
         in[i] = (int16_t)rnnc_requant(x[i], layer->x_shift, layer->x_bits);
     }
-    rnnc_matvec(&layer->mat, in, z, own);
     for (uint32_t k = 0; k < layer->mat.outputs; k++) {
-        const int32_t v = z[k] + layer->bias[k];
-        if (layer->activation == RNNC_SIGMOID) {
-            y[k] = (int16_t)rnnc_lookup(rnnc_sigmoid_table, rnnc_saturate(v, 16));
-        } else {
-            y[k] = (int16_t)rnnc_requant(v > 0 ? v : 0, RNNC_FRAC_IN - layer->y_frac, layer->y_bits);
-        }
+        z[k] = layer->bias[k];
+    }
+    rnnc_matvec(&layer->mat, in, z, own);
+    const uint32_t outputs = layer->mat.outputs;
+    const int shift = RNNC_FRAC_IN - layer->y_frac, bits = layer->y_bits;
+    if (layer->activation == RNNC_SIGMOID) {
+        rnnc_activate(rnnc_sigmoid_table, z, outputs);
+    }
+    for (uint32_t k = 0; k < outputs; k++) {
+        y[k] = (int16_t)(layer->activation == RNNC_SIGMOID ? z[k] : rnnc_requant(z[k] > 0 ? z[k] : 0, shift, bits));
     }
 }
 

@@ -15,6 +15,13 @@
 extern "C" {
 #endif
 
+/* Weights begin at a word, so that some kernels may load them by words. */
+#if defined __GNUC__
+#define RNNC_ALIGNED __attribute__((aligned(4)))
+#else
+#define RNNC_ALIGNED
+#endif
+
 /* A matrix of so many outputs, each with a frac of its own; all weights are stored, or the kept blocks of them.
  *
  * `tile` says how the weights lie; SEMANTICS.md has the order within a tile:
@@ -31,7 +38,8 @@ typedef struct {
     uint8_t tile;          /* 0, 1 or 4 */
     uint8_t block;         /* with kept blocks: neighbouring inputs of one; divides `inputs` */
     uint8_t sum_bits;      /* hold the sum of products of each row for every x, 31 at most */
-    const int8_t *weights;
+    uint8_t x_bits;        /* of what it is applied to */
+    const int8_t *weights; /* at a word, or kernels for RNNC_DSP read them plainly */
     const int8_t *shifts;  /* [outputs]: of the sum, to the frac of the point where it is stored */
     const uint8_t *map;    /* [outputs][ceil(inputs / block / 8)]: set where a block is stored, from the lowest bit; or NULL */
     const uint8_t *steps;  /* a number per kept block: how many blocks it lies after the last one of its rows; or NULL */
@@ -193,7 +201,7 @@ uint32_t rnnc_stack_scratch(const rnnc_stack *stack);
 /* One output of a plain matrix, 24 bits, Q.12. */
 int32_t rnnc_plain_output(const rnnc_plain *w, uint32_t row, const int16_t *x);
 
-/* y = W x in int32, 24 bits. x [inputs], y [outputs], scratch [rnnc_mat_scratch]. */
+/* y += W x in int32, products of 24 bits. x [inputs], y [outputs], scratch [rnnc_mat_scratch]. */
 void rnnc_matvec(const rnnc_mat *mat, const int16_t *x, int32_t *y, int32_t *scratch);
 
 /* The state of silence. */

@@ -27,6 +27,12 @@ static inline int32_t rnnc_saturate(int32_t v, int bits)
     return v > highest ? highest : v < -highest - 1 ? -highest - 1 : v;
 }
 
+/* v * 2^-s, halves rounded up. |v| < 2^30, s is 0 to 30. rnnc_shift_right(-3, 1) is -1. */
+static inline int32_t rnnc_shift_right(int32_t v, int s)
+{
+    return (v + ((INT32_C(1) << s) >> 1)) >> s;
+}
+
 /* v * 2^-s, halves rounded up; a negative s multiplies and saturates at 2^30. |v| < 2^30, s is -30 to 30.
  * rnnc_shift(-3, 1) is -1, rnnc_shift(3, 1) is 2, rnnc_shift(-5, -3) is -40. */
 static inline int32_t rnnc_shift(int32_t v, int s)
@@ -36,7 +42,7 @@ static inline int32_t rnnc_shift(int32_t v, int s)
         v = v > limit ? limit : v < -limit ? -limit : v;
         return v * (INT32_C(1) << -s);
     }
-    return (v + ((INT32_C(1) << s) >> 1)) >> s;
+    return rnnc_shift_right(v, s);
 }
 
 /* v * 2^-s, rounded and saturated: how a result is stored. rnnc_requant(-255, 1, 8) is -127. */

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def compiler() -> str:
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
 
 
-def build(folder: Path, *sources: Path, kernels: Path = KERNELS) -> ctypes.CDLL:
+def build(folder: Path, *sources: Path, kernels: Path = KERNELS, flags: Sequence[str] = ()) -> ctypes.CDLL:
     """A shared library of all kernels and some more sources."""
     compiler()
-    return ctypes.CDLL(str(host.build(folder, *sources, flags=("-O2", *WARNINGS), kernels=kernels)))
+    return ctypes.CDLL(str(host.build(folder, *sources, flags=("-O2", *WARNINGS, *flags), kernels=kernels)))

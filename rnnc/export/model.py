@@ -24,7 +24,7 @@ from rnnc.factors import Factors
 from rnnc.fixed import FRAC_IN, FRAC_OUT, GATE, INPUT, SUM, Format
 from rnnc.model import Enhancer, Model
 from rnnc.steps import Core, Params
-from rnnc.structure import Dense, Hybrid, Joint, Kron, LowRank, Structure
+from rnnc.structure import Dense, Hybrid, Joint, Kron, LowRank
 
 FORMAT_VERSION = 1
 LIMIT = 1 << 30  # sums stay below it
@@ -52,7 +52,8 @@ class _Source:
         """Add an array."""
         added = Array(f"{self.name}_{what}", kind, numbers)
         self.flash += added.data.nbytes
-        opening = f"static const {kind} {added.name}[{numbers.size}] = {{"
+        aligned = " RNNC_ALIGNED" if kind == "int8_t" else ""
+        opening = f"static const {kind} {added.name}[{numbers.size}]{aligned} = {{"
         self.lines += [f"/* {comment} */", opening, *array(numbers), "};"]
         return added
 
@@ -136,7 +137,7 @@ def sizes(model: Cell | Skip | Sequence[Cell] | Enhancer, *, layout: Layout = "r
     >>> from rnnc.cells import GRUCell
     >>> cell = GRUCell(3, 8, arith=Fixed(formats=Formats(h=Format(16, 15))), rngs=nnx.Rngs(0))
     >>> sizes(cell)
-    [Size(name='cell0', flash=360, state=16, scratch=216)]
+    [Size(name='cell0', flash=360, state=16, scratch=168)]
     """
     return _whole("model", model, layout).sizes
 
@@ -194,7 +195,8 @@ def _render(name: str, model: Cell | Skip | Sequence[Cell] | Enhancer, layout: L
     for (what, layer, sigmoid), formats in zip(ends, model.model.formats[-2:]):
         layers.append(_dense(source, what, layer, formats, sigmoid=sigmoid))
         state = 2 * model.model.bands.count if sigmoid else 0  # the mask is held
-        source.layer(what, state=state, scratch=4 * 2 * ((widest + 1) // 2 * 2))
+        own = _scratch(layers[-1].fields["mat"])
+        source.layer(what, state=state, scratch=4 * (2 * _even(widest) + own))
     fields = {"stack": stack, "layers": 2, "layer": source.structs("layers", "rnnc_dense", layers)}
     source.root = source.struct("", "rnnc_net", fields, public=True)
     source.about = _about("rnnc_net", name, cells[0], GATE)
@@ -288,10 +290,9 @@ def _cell(source: _Source, what: str, cell: Cell, formats: Formats) -> Struct:
     for key, _ in step.scalars:
         gate = chip.sigmoid(key, chip.at("scalar", params[key]))
         body[key] = int(gate.array[0])
-    width, moved = step.gates * m, (n + m + 1) // 2
-    own = max(_scratch(structure, shape, step.gates) for _, structure, shape in core.sides(n, m))
-    numbers = 2 * width + moved * (2 if joint and not step.additive else 1) + own
-    source.layer(what, state=2 * step.state * m, scratch=4 * numbers)
+    width, moved = (step.gates + (not step.additive)) * m, ((n if joint else _even(n)) + m + 1) // 2
+    own = max(_scratch(body[side]) for side in ("kernel", "recurrent") if side in body)
+    source.layer(what, state=2 * step.state * m, scratch=4 * (width + moved + own))
     return source.struct(what, "rnnc_cell", body)
 
 
@@ -309,10 +310,29 @@ def _dense(source: _Source, what: str, layer: nnx.Linear, formats: Formats, *, s
     return Struct("rnnc_dense", body | {"y_frac": formats.h.frac, "y_bits": formats.h.bits})
 
 
-def _scratch(structure: Structure, shape: tuple[int, int], gates: int) -> int:
-    """Numbers of int32 that a product needs: the intermediate numbers of one block, int16."""
-    blocks = 1 if getattr(structure, "stacked", True) else gates
-    return (structure.cost(shape, gates).scratch // blocks + 1) // 2
+def _even(numbers: int) -> int:
+    return (numbers + 1) // 2 * 2
+
+
+def _number(part: Value, *keys: str) -> int:
+    """A number within a structure."""
+    for key in keys:
+        assert isinstance(part, Struct)
+        part = part.fields[key]
+    assert isinstance(part, int)
+    return part
+
+
+def _scratch(mat: Value) -> int:
+    """Numbers of int32 that a product needs: int16 between its factors, and a copy of what one is applied to."""
+    widest, between = _number(mat, "inputs"), 0
+    kind = mat.fields["kind"] if isinstance(mat, Struct) else None
+    if kind != "RNNC_DENSE":
+        second = _number(mat, "second", "inputs")
+        widest, between = max(widest, second), _even(second)
+    if kind == "RNNC_KRON":
+        between *= _number(mat, "first", "outputs") // _number(mat, "blocks") // _number(mat, "terms")
+    return (between + _even(widest)) // 2
 
 
 def _skip(source: _Source, skip: Skip) -> Struct:
@@ -393,10 +413,10 @@ def _plain(
     frac_text = f"{bits} bits, one frac per output"
     shape = f"[{w.shape[0]}, {w.shape[1]}]"
     sum_bits = int(largest.max()).bit_length() + 1
-    store = smallest(stores(q, bits, sum_bits, blocks) if source.layout == "tiles" else rows(q, bits))
+    store = smallest(stores(q, bits, blocks) if source.layout == "tiles" else rows(q, bits))
     text = f"weights {shape}" if store.kept is None else f"{store.numbers.size} weights of {shape} in {store.words}"
     body: dict[str, Value] = {"outputs": w.shape[0], "inputs": w.shape[1], "bits": store.bits, "tile": store.tile}
-    body |= {"sum_bits": sum_bits}
+    body |= {"sum_bits": sum_bits, "x_bits": x.bits}
     body["weights"] = source.array(what, "int8_t", store.packed, f"{what}: {text}, {frac_text}")
     if store.kept is not None:
         key, numbers, start = store.index

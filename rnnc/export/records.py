@@ -13,7 +13,7 @@ import numpy as np
 # or none, with "[]" so many as the field before says.
 FIELDS: dict[str, dict[str, str]] = {
     "rnnc_plain": {
-        **dict.fromkeys(("outputs", "inputs", "bits", "tile", "block", "sum_bits"), "int"),
+        **dict.fromkeys(("outputs", "inputs", "bits", "tile", "block", "sum_bits", "x_bits"), "int"),
         **dict.fromkeys(("weights", "shifts", "map", "steps", "start"), "array"),
     },
     "rnnc_mat": {

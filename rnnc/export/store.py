@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-NIBBLES_SUM_BITS = 28  # fours of rows of 4 bits are summed 16-fold
+WIDEST_NIBBLES = 4096  # inputs of a four of rows of 4 bits, whose weights plus 8 are summed
 FARTHEST = 255  # blocks that a step can pass
 
 
@@ -80,14 +80,14 @@ def rows(q: np.ndarray, bits: int) -> list[Store]:
     return [whole(q, 0, bits), *(kept(q, 0, block, bits) for block in (1, 4) if q.shape[1] % block == 0)]
 
 
-def stores(q: np.ndarray, bits: int, sum_bits: int, blocks: int) -> list[Store]:
+def stores(q: np.ndarray, bits: int, blocks: int) -> list[Store]:
     """How a matrix may be stored in tiles, or row by row where tiles do not fit: all of it first.
 
     Fours of rows may not straddle the blocks of outputs that are used one by one, and should hold few zeros that only
     fill them up.
     """
     outputs, inputs = q.shape
-    fours = bits <= 8 and (bits > 4 or sum_bits <= NIBBLES_SUM_BITS) and (blocks == 1 or outputs // blocks % 4 == 0)
+    fours = bits <= 8 and (bits > 4 or inputs <= WIDEST_NIBBLES) and (blocks == 1 or outputs // blocks % 4 == 0)
     found = [whole(q, 4, bits)] if fours else []
     if not found or found[0].numbers.size > q.size * 9 / 8:
         found = [whole(q, 0, bits)]
@@ -140,6 +140,9 @@ def _ordered(q: np.ndarray, tile: int, bits: int) -> np.ndarray:
         q = _filled(q, 1, 4)
         return q.reshape(-1, 2, 2).swapaxes(1, 2).ravel()
     q = _filled(q, 4, 2)
-    q[1::2] -= q[::2] < 0  # a pair is one number, 256 (of 4 bits: 16) times the upper weight plus the lower
+    if bits <= 4:
+        q += 8
+    else:
+        q[1::2] -= q[::2] < 0  # a pair is one number, 256 times the upper weight plus the lower
     pairs = q.reshape(q.shape[0] // 4, 2, 2, -1, 2)  # tile, pair, upper, column, its half
     return pairs.transpose((0, 3, 1, 4, 2) if bits > 4 else (0, 3, 4, 2, 1)).ravel()

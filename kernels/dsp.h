@@ -1,0 +1,305 @@
+/* RNNC_DSP: Cortex-M4, M7 and M33 with the DSP extension. Fastest with weights in tiles.
+ *
+ * A word of a four of rows holds two columns of two rows and meets two numbers of x. A pair of rows is one number of 16
+ * bits, 256 w1 + w0. So one multiplication of the word as it lies sums 256 times the upper row plus the lower one, and a
+ * second one, of its low bytes, the lower row alone; what is left of the first is exactly 256 times the upper row. Its
+ * sum has 64 bits, unless 32 are enough for it.
+ *
+ * [256*3 - 2 | 256*1 + 4] with x = [5 | 6]: 766*5 + 260*6 = 5390, -2*5 + 4*6 = 14, (5390 - 14) / 256 = 21 = 3*5 + 1*6.
+ */
+#ifndef RNNC_DSP_H
+#define RNNC_DSP_H
+
+#if defined __GNUC__ && !defined __clang__
+#pragma GCC optimize("no-schedule-insns") /* before registers are given out: loads so early that they are spilled */
+#endif
+
+#include <arm_acle.h>
+
+#include "rows.h"
+
+#define RNNC_LOW_NIBBLES 0x0F0F0F0FU
+enum { RNNC_NARROW_SUM_BITS = 24 }; /* of the upper row, for its pair to fit into 32 */
+
+#define RNNC_SSAT(v, bits) ((int32_t)__builtin_arm_ssat(v, bits)) /* gcc's __ssat warns of its own sign */
+
+/* The two words so many bytes behind p, which is aligned to a word. */
+#if defined __arm__ && defined __OPTIMIZE__
+#define RNNC_LOAD(a, b, p, bytes)                                                                                      \
+    __asm__("ldrd %0, %1, [%2, %3]" : "=r"(a), "=r"(b) : "r"(p), "i"(bytes), "m"(*(const char(*)[8])((p) + (bytes))))
+#else
+#define RNNC_LOAD(a, b, p, bytes) (memcpy(&(a), (p) + (bytes), 4), memcpy(&(b), (p) + (bytes) + 4, 4))
+#endif
+
+static inline rnnc_line rnnc_line_of(const rnnc_plain *w, const int16_t *x, uint32_t next, int16_t *copy)
+{
+    rnnc_line line = {rnnc_gather(x, next, w->inputs, copy), NULL, 0};
+    if (((uintptr_t)line.x & 3U) != 0) {
+        line.x = memcpy(copy, x, w->inputs * sizeof *x);
+    }
+    for (uint32_t i = 0; w->bits == 4 && i < w->inputs; i++) {
+        line.sum += line.x[i];
+    }
+    return line;
+}
+
+RNNC_INLINE int32_t rnnc_clip(int32_t v, int bits)
+{
+    switch (bits) {
+    case 8:
+        return RNNC_SSAT(v, 8);
+    case 16:
+        return RNNC_SSAT(v, 16);
+    case RNNC_SUM_BITS:
+        return RNNC_SSAT(v, RNNC_SUM_BITS);
+    default:
+        return rnnc_saturate(v, bits);
+    }
+}
+
+/* Both knots in one load: (k0 (128 - part) + k1 part + 64) >> 7. */
+static inline void rnnc_activate(const int16_t *knots, int32_t *z, uint32_t count)
+{
+    const char *middle = (const char *)(knots + 256);
+    RNNC_UNROLL
+    for (uint32_t i = 0; i < count; i++) {
+        const int32_t v = RNNC_SSAT(z[i], 16);
+        const uint32_t part = (uint32_t)v & 127U;
+        uint32_t both;
+        memcpy(&both, middle + (v >> RNNC_KNOT_BITS) * 2, sizeof both);
+        z[i] = __smlad((int16x2_t)both, (int16x2_t)((part << 16) - part + 128U), 64) >> RNNC_KNOT_BITS;
+    }
+}
+
+/* Shifts of 1 and more, which is the rule, in one test: ((v >> (s - 1)) + 1) >> 1 rounds as rnnc_shift does. */
+RNNC_INLINE void rnnc_round4(int32_t sum[4], const int8_t *shifts, int bits)
+{
+    uint32_t less;
+    memcpy(&less, shifts, sizeof less);
+    less -= 0x01010101U;
+    if (less & 0x80808080U) {
+        RNNC_UNROLL
+        for (int k = 0; k < 4; k++) {
+            sum[k] = rnnc_requant(sum[k], shifts[k], bits);
+        }
+    } else {
+        RNNC_UNROLL
+        for (int k = 0; k < 4; k++) {
+            sum[k] = rnnc_clip(((sum[k] >> ((less >> (8 * k)) & 0xFFU)) + 1) >> 1, bits);
+        }
+    }
+}
+
+/* Of four rows: the lower ones of both pairs, and both rows of each pair together. */
+typedef struct {
+    int32_t low[2];
+    int64_t pair[2];
+} rnnc_four;
+
+/* Two columns of a pair of rows. */
+RNNC_INLINE void rnnc_pair(rnnc_four *s, int i, uint32_t w, uint32_t x, int bits, int wide)
+{
+    s->pair[i] = wide ? __smlald((int16x2_t)w, (int16x2_t)x, s->pair[i])
+                      : __smlad((int16x2_t)w, (int16x2_t)x, (int32_t)s->pair[i]);
+    s->low[i] = __smlad(bits == 8 ? __sxtb16((int8x4_t)w) : (int16x2_t)__uxtb16((uint8x4_t)w), (int16x2_t)x, s->low[i]);
+}
+
+/* The four columns behind column `at` of four rows. */
+RNNC_INLINE void rnnc_columns(rnnc_four *s, const int8_t *w, const char *x, int at, int bits, int wide)
+{
+    uint32_t a, b, c, d, left, right;
+    RNNC_LOAD(left, right, x, 2 * at);
+    if (bits == 8) {
+        RNNC_LOAD(a, b, w, 4 * at);
+        rnnc_pair(s, 0, a, left, bits, wide);
+        rnnc_pair(s, 1, b, left, bits, wide);
+        RNNC_LOAD(c, d, w, 4 * at + 8);
+        rnnc_pair(s, 0, c, right, bits, wide);
+        rnnc_pair(s, 1, d, right, bits, wide);
+    } else {
+        RNNC_LOAD(a, b, w, 2 * at);
+        rnnc_pair(s, 0, a & RNNC_LOW_NIBBLES, left, bits, wide);
+        rnnc_pair(s, 1, (a >> 4) & RNNC_LOW_NIBBLES, left, bits, wide);
+        rnnc_pair(s, 0, b & RNNC_LOW_NIBBLES, right, bits, wide);
+        rnnc_pair(s, 1, (b >> 4) & RNNC_LOW_NIBBLES, right, bits, wide);
+    }
+}
+
+/* The last two columns, or one. */
+RNNC_INLINE void rnnc_last_columns(rnnc_four *s, const int8_t *w, const char *x, uint32_t count, int bits, int wide)
+{
+    uint32_t a, b, both = 0;
+    memcpy(&both, x, count > 1 ? 4 : 2);
+    memcpy(&a, w, sizeof a);
+    memcpy(&b, w + (bits == 8 ? 4 : 0), sizeof b);
+    rnnc_pair(s, 0, bits == 8 ? a : a & RNNC_LOW_NIBBLES, both, bits, wide);
+    rnnc_pair(s, 1, bits == 8 ? b : (b >> 4) & RNNC_LOW_NIBBLES, both, bits, wide);
+}
+
+/* The sums of four rows; of 4 bits, `sum` of x counts 8 times too often. */
+RNNC_INLINE void rnnc_finish(const rnnc_four *s, int32_t x_sum, int32_t sum[4], int bits, int wide)
+{
+    const uint32_t more = bits == 8 ? 0 : 8 * (uint32_t)x_sum;
+    RNNC_UNROLL
+    for (int i = 0; i < 2; i++) {
+        const int64_t upper = s->pair[i] - s->low[i];
+        sum[2 * i] = (int32_t)((uint32_t)s->low[i] - more);
+        sum[2 * i + 1] = (int32_t)((uint32_t)(wide ? (int32_t)(upper >> 8) : (int32_t)upper >> 8) - more);
+    }
+}
+
+/* A four of rows, all columns. */
+RNNC_INLINE const int8_t *rnnc_tile(const rnnc_plain *w, const int8_t *at, uint32_t row, uint32_t count,
+    const rnnc_line *line, int32_t sum[4], int bits, int wide)
+{
+    (void)row, (void)count;
+    rnnc_four s = {{0, 0}, {0, 0}};
+    const char *x = (const char *)line->x;
+    for (const char *last = x + w->inputs / 16 * 32; x != last; x += 32, at += 8 * bits) {
+        rnnc_columns(&s, at, x, 0, bits, wide);
+        rnnc_columns(&s, at, x, 4, bits, wide);
+        rnnc_columns(&s, at, x, 8, bits, wide);
+        rnnc_columns(&s, at, x, 12, bits, wide);
+    }
+    if (w->inputs % 16 > 0) {
+        for (const char *last = x + w->inputs % 16 / 4 * 8; x != last; x += 8, at += 2 * bits) {
+            rnnc_columns(&s, at, x, 0, bits, wide);
+        }
+        if (w->inputs % 4 > 0) {
+            rnnc_last_columns(&s, at, x, w->inputs % 4, bits, wide);
+            at += bits;
+        }
+        if (w->inputs % 4 > 2) {
+            rnnc_last_columns(&s, at, x + 4, 1, bits, wide);
+            at += bits;
+        }
+    }
+    rnnc_finish(&s, line->sum, sum, bits, wide);
+    return at;
+}
+
+/* A four of rows, its kept blocks of four columns. */
+RNNC_INLINE const int8_t *rnnc_kept_tile(const rnnc_plain *w, const int8_t *at, uint32_t row, uint32_t count,
+    const rnnc_line *line, int32_t sum[4], int bits, int wide)
+{
+    (void)count;
+    rnnc_four s = {{0, 0}, {0, 0}};
+    const char *x = (const char *)line->x;
+    const uint8_t *step = w->steps + w->start[row / 4];
+    for (const uint8_t *last = w->steps + w->start[row / 4 + 1]; step != last; at += 2 * bits) {
+        x += 8U * *step++;
+        rnnc_columns(&s, at, x, 0, bits, wide);
+    }
+    rnnc_finish(&s, 0, sum, bits, wide);
+    return at;
+}
+
+/* What compilers do not find: the odd bytes of a word; the low and the high halves of two. */
+#if defined __arm__
+#define RNNC_ODD_BYTES(to, word) __asm__("sxtb16 %0, %1, ror #8" : "=r"(to) : "r"(word))
+#define RNNC_LOW_HALVES(to, a, b) __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(to) : "r"(a), "r"(b))
+#define RNNC_HIGH_HALVES(to, a, b) __asm__("pkhtb %0, %2, %1, asr #16" : "=r"(to) : "r"(a), "r"(b))
+#else
+#define RNNC_ODD_BYTES(to, word) ((to) = (uint32_t)__sxtb16((int8x4_t)((word) >> 8)))
+#define RNNC_LOW_HALVES(to, a, b) ((to) = ((a) & 0xFFFFU) | (b) << 16)
+#define RNNC_HIGH_HALVES(to, a, b) ((to) = (a) >> 16 | ((b) & 0xFFFF0000U))
+#endif
+
+/* Four columns of a row, with [x0 | x2] and [x1 | x3] if they lie in their order, else with [x0 | x1] and [x2 | x3]. */
+RNNC_INLINE int32_t rnnc_four_columns(const int8_t *w, uint32_t first, uint32_t second, int32_t sum)
+{
+    uint32_t word, odd;
+    memcpy(&word, w, sizeof word);
+    RNNC_ODD_BYTES(odd, word);
+    sum = __smlad(__sxtb16((int8x4_t)word), (int16x2_t)first, sum);
+    return __smlad((int16x2_t)odd, (int16x2_t)second, sum);
+}
+
+/* Rows by themselves, their kept blocks of four columns. */
+RNNC_INLINE const int8_t *rnnc_kept_rows(const rnnc_plain *w, const int8_t *at, uint32_t row, uint32_t count,
+    const rnnc_line *line, int32_t sum[4], int a, int b)
+{
+    (void)a, (void)b;
+    for (uint32_t k = 0; k < count; k++) {
+        const char *x = (const char *)line->x;
+        const uint8_t *step = w->steps + w->start[row + k];
+        int32_t total = 0;
+        RNNC_UNROLL
+        for (const uint8_t *last = w->steps + w->start[row + k + 1]; step != last; at += 4) {
+            uint32_t left, right;
+            x += 8U * *step++;
+            RNNC_LOAD(left, right, x, 0);
+            total = rnnc_four_columns(at, left, right, total);
+        }
+        sum[k] = total;
+    }
+    return at;
+}
+
+/* Four rows that lie one behind the other; past the last one, it again. */
+RNNC_INLINE const int8_t *rnnc_four_rows(const rnnc_plain *w, const int8_t *at, uint32_t row, uint32_t count,
+    const rnnc_line *line, int32_t sum[4], int a, int b)
+{
+    (void)row, (void)a, (void)b;
+    const uint32_t n = w->inputs, one = count > 1 ? n : 0, two = count > 2 ? one + n : one;
+    const uint32_t three = count > 3 ? two + n : two;
+    const char *x = (const char *)line->x;
+    int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+    for (const int8_t *last = at + n / 4 * 4; at != last; x += 8, at += 4) {
+        uint32_t left, right, even, odd;
+        RNNC_LOAD(left, right, x, 0);
+        RNNC_LOW_HALVES(even, left, right);
+        RNNC_HIGH_HALVES(odd, left, right);
+        s0 = rnnc_four_columns(at, even, odd, s0);
+        s1 = rnnc_four_columns(at + one, even, odd, s1);
+        s2 = rnnc_four_columns(at + two, even, odd, s2);
+        s3 = rnnc_four_columns(at + three, even, odd, s3);
+    }
+    for (const int8_t *last = at + n % 4; at != last; x += 2, at++) {
+        int16_t number;
+        memcpy(&number, x, sizeof number);
+        s0 += at[0] * number;
+        s1 += at[one] * number;
+        s2 += at[two] * number;
+        s3 += at[three] * number;
+    }
+    sum[0] = s0;
+    sum[1] = s1;
+    sum[2] = s2;
+    sum[3] = s3;
+    return at + three;
+}
+
+static inline void rnnc_rows(
+    const rnnc_plain *w, uint32_t row, uint32_t count, const rnnc_line *x, const rnnc_out *out)
+{
+    const int8_t *at = w->weights;
+    const int aligned = ((uintptr_t)at & 3U) == 0, fours = w->tile == 4 && row % 4 == 0;
+    if (fours && aligned && w->steps == NULL) {
+        at += row / 4 * ((w->inputs + 1U) / 2) * w->bits;
+        if (w->bits == 8 && w->sum_bits <= RNNC_NARROW_SUM_BITS) {
+            rnnc_fours(w, at, row, count, x, out, rnnc_tile, 8, 0, rnnc_round4);
+        } else if (w->bits == 8) {
+            rnnc_fours(w, at, row, count, x, out, rnnc_tile, 8, 1, rnnc_round4);
+        } else if ((uint32_t)w->inputs << w->x_bits <= 1U << 20) { /* 15 times so much for the upper row */
+            rnnc_fours(w, at, row, count, x, out, rnnc_tile, 4, 0, rnnc_round4);
+        } else {
+            rnnc_fours(w, at, row, count, x, out, rnnc_tile, 4, 1, rnnc_round4);
+        }
+    } else if (fours && aligned && w->block == 4 && w->bits == 8) {
+        at += w->start[row / 4] * 16;
+        if (w->sum_bits <= RNNC_NARROW_SUM_BITS) {
+            rnnc_fours(w, at, row, count, x, out, rnnc_kept_tile, 8, 0, rnnc_round4);
+        } else {
+            rnnc_fours(w, at, row, count, x, out, rnnc_kept_tile, 8, 1, rnnc_round4);
+        }
+    } else if (w->tile == 1 && w->steps != NULL && w->block == 4) {
+        rnnc_fours(w, at + w->start[row] * 4, row, count, x, out, rnnc_kept_rows, 0, 0, rnnc_round4);
+    } else if (w->tile == 0 && w->map == NULL && w->bits == 8) {
+        rnnc_fours(w, at + row * w->inputs, row, count, x, out, rnnc_four_rows, 0, 0, rnnc_round4);
+    } else {
+        rnnc_plain_rows(w, row, count, x, out);
+    }
+}
+
+#endif
