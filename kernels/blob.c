@@ -169,7 +169,7 @@ static uint32_t mapped(reader *r, const rnnc_plain *w)
 /* A matrix with steps: those of a tile never lead past its blocks. Returns the weights of all. */
 static uint32_t stepped(reader *r, rnnc_plain *w, int32_t steps)
 {
-    const uint32_t blocks = w->inputs / w->block, count = w->start[tiles(w)];
+    const uint32_t blocks = (uint32_t)w->inputs / w->block, count = w->start[tiles(w)];
     w->steps = array(r, steps, count);
     check(r, w->start[0] == 0, RNNC_BLOB_SHAPE);
     for (uint32_t t = 0; r->status == RNNC_BLOB_OK && t < tiles(w); t++) {
@@ -211,7 +211,7 @@ static void plain(reader *r, rnnc_plain *w)
         check(r, w->shifts[row] >= -30 && w->shifts[row] <= 30, RNNC_BLOB_RANGE);
     }
     if (r->status == RNNC_BLOB_OK && start != 0) {
-        w->map = map != 0 ? array(r, map, (uint64_t)w->outputs * ((w->inputs / w->block + 7U) / 8U)) : NULL;
+        w->map = map != 0 ? array(r, map, (uint64_t)w->outputs * (((uint32_t)w->inputs / w->block + 7U) / 8U)) : NULL;
         w->start = array(r, start, 4 * (uint64_t)(map != 0 ? w->outputs : tiles(w) + 1));
     }
     if (r->status == RNNC_BLOB_OK) {
