@@ -13,18 +13,19 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "rnnc_fixed.h"
+#include "rows.h"
 
 #define MAGIC 0x434E4E52 /* "RNNC" */
 #define FORMAT 1
 #define HEADER 16U
 #define CHECKSUM 4U
-#define PLAIN_WORDS 11
+#define PLAIN_WORDS 12
 #define MAT_WORDS (11 + 3 * PLAIN_WORDS)
 #define SMALLEST_WINDOW 64
 #define LARGEST_WINDOW 2048
 #define COSINE 1073736771 /* of 2 pi / 2048, Q.30 */
 #define SINE 3294193
+#define WIDEST_NIBBLES 4096 /* inputs of a four of rows of 4 bits */
 #define WIDEST_SCRATCH (UINT32_C(1) << 20) /* numbers that one product may need */
 
 enum { STACK, DENOISER };
@@ -189,7 +190,7 @@ static int known(const rnnc_plain *w, int map, int steps, int start)
 {
     const int tile = w->tile == 0 ? w->bits == 4 || w->bits == 8 || w->bits == 16
         : w->tile == 1            ? w->bits == 8 && steps
-                                  : w->tile == 4 && (w->bits == 8 || (w->bits == 4 && w->sum_bits <= 28));
+                                  : w->tile == 4 && (w->bits == 8 || (w->bits == 4 && w->inputs <= WIDEST_NIBBLES));
     const int block = w->block == 0 ? !map && !steps : w->inputs % w->block == 0 && map != steps;
     const int order = !map || w->tile == 0;
     const int step = !steps || (w->tile == 1 && w->block == 4) || (w->tile == 4 && w->block % 2 == 0);
@@ -204,6 +205,7 @@ static void plain(reader *r, rnnc_plain *w)
     w->tile = small(r, 0, 4);
     w->block = small(r, 0, UINT8_MAX);
     w->sum_bits = small(r, 1, 31);
+    w->x_bits = bits(r);
     const int32_t weights = place(r), shifts = place(r), map = place(r), steps = place(r), start = place(r);
     check(r, known(w, map != 0, steps != 0, start != 0), RNNC_BLOB_SHAPE);
     w->shifts = array(r, shifts, w->outputs);
@@ -222,50 +224,24 @@ static void plain(reader *r, rnnc_plain *w)
     }
 }
 
-/* A number of the store. Of 4 bits, two lie in a byte: 0xF1 holds 1 and -1. Of 16, the low byte is first. */
-static int32_t at_place(const rnnc_plain *w, uint32_t at)
-{
-    if (w->bits == 8) {
-        return w->weights[at];
-    }
-    if (w->bits == 16) {
-        return w->weights[2 * at + 1] * 256 + (uint8_t)w->weights[2 * at];
-    }
-    const int32_t nibble = (w->weights[at >> 1] >> ((at & 1U) * 4U)) & 0xF;
-    return nibble < 8 ? nibble : nibble - 16;
-}
-
-/* A bound on |weight| of a row at what is stored `c`th for it: where a pair carries, one more than what is stored. */
-static uint32_t magnitude(const rnnc_plain *w, uint32_t from, uint32_t row, uint32_t c)
-{
-    int32_t v;
-    if (w->tile != 4) {
-        v = at_place(w, from + c);
-    } else {
-        const uint32_t upper = row & 1U, last = (row >> 1) & 1U, tile = from + (c >> 1) * 8U, at = (c & 1U) * 2U;
-        const uint32_t pair = w->bits == 8 ? tile + last * 4U + at : tile + 2U * at + last;
-        const uint32_t next = w->bits == 8 ? 1 : 2;
-        v = at_place(w, pair + upper * next) + (upper && at_place(w, pair) < 0);
-    }
-    return (uint32_t)(v < 0 ? -v : v);
-}
-
-/* Each sum of products has the bits that it is said to have, for inputs of so many: sum |w| below 2^(sum - inputs).
- * What fills up a tile's rows is held to that too; what fills up its columns must be 0. */
-static void prove(reader *r, const rnnc_plain *w, int inputs_bits)
+/* What the kernels rely on, for inputs of so many bits, where so many rows are used at once: sums of products have the
+ * bits that they are said to have, sum |w| below 2^(sum - inputs); what fills up a tile's columns is 0, and rows of a
+ * tile are used together. */
+static void prove(reader *r, const rnnc_plain *w, int inputs_bits, uint32_t together)
 {
     uint32_t from = 0;
     if (w->sum_bits < inputs_bits) {
         check(r, 0, RNNC_BLOB_SUM);
         return;
     }
+    check(r, w->x_bits == inputs_bits && (together == w->outputs || together % high(w) == 0), RNNC_BLOB_SHAPE);
     for (uint32_t row = 0; r->status == RNNC_BLOB_OK && row < tiles(w) * high(w); row++) {
         const uint32_t count = stored(w, row);
         uint32_t total = 0;
         for (uint32_t c = 0; c < count; c++) {
-            const uint32_t one = magnitude(w, from, row, c);
-            total += one;
-            check(r, one == 0 || c < w->inputs, RNNC_BLOB_SHAPE);
+            const int32_t v = rnnc_weight(w, from, row, c);
+            total += (uint32_t)(v < 0 ? -v : v);
+            check(r, v == 0 || c < w->inputs, RNNC_BLOB_SHAPE);
         }
         check(r, total < UINT32_C(1) << (w->sum_bits - inputs_bits), RNNC_BLOB_SUM);
         from += row % high(w) == high(w) - 1 ? count * high(w) : 0;
@@ -336,12 +312,13 @@ static void mat(reader *r, rnnc_mat *mat)
 
 static void prove_all(reader *r, const rnnc_mat *mat, int inputs_bits)
 {
-    if (mat->top != 0) {
-        prove(r, &mat->plain, inputs_bits);
+    if (r->status == RNNC_BLOB_OK && mat->top != 0) {
+        prove(r, &mat->plain, inputs_bits, mat->top);
     }
-    if (mat->kind != RNNC_DENSE) {
-        prove(r, &mat->first, inputs_bits);
-        prove(r, &mat->second, mat->mid_bits);
+    if (r->status == RNNC_BLOB_OK && mat->kind != RNNC_DENSE) {
+        const uint32_t terms = mat->kind == RNNC_KRON ? mat->terms : 1;
+        prove(r, &mat->first, inputs_bits, mat->first.outputs / mat->blocks / terms);
+        prove(r, &mat->second, mat->mid_bits, mat->second.outputs / mat->blocks);
     }
 }
 
@@ -390,7 +367,7 @@ static const rnnc_skip *skip(reader *r, const rnnc_cell *top)
     s.bias = (int16_t)number(r, INT16_MIN, INT16_MAX);
     s.slowest = (int16_t)number(r, 1, INT16_MAX);
     check(r, s.gate.outputs == 1 && s.gate.inputs == top->m, RNNC_BLOB_SHAPE);
-    prove(r, &s.gate, top->step == RNNC_LSTM ? 16 : top->h_out_bits);
+    prove(r, &s.gate, top->step == RNNC_LSTM ? 16 : top->h_out_bits, 1);
     return keep(r, &s, sizeof s);
 }
 

@@ -80,6 +80,10 @@ MODELS = {
     "16-bits": (lambda: _cell("fastrnn", 3, 4, 16), "rows"),
     "map": (lambda: _cell("gru", 16, 8, kept=0.1), "rows"),
     "tiles": (lambda: [_cell("gru", 5, 8), _cell("gru", 8, 4)], "tiles"),
+    "tiles-of-products": (
+        lambda: _cell("gru", 6, 8, kernel=Kron(shape_a=(4, 2), shape_b=(2, 3), terms=2), recurrent=LowRank(rank=2)),
+        "tiles",
+    ),
     "tiles-4-bits": (lambda: _cell("fastrnn", 5, 8, 4), "tiles"),
     "steps": (lambda: _cell("gru", 16, 8, kept=0.2, block=(4, 1)), "tiles"),
     "steps-of-tiles": (lambda: _cell("gru", 16, 8, kept=0.2, block=(4, 4)), "tiles"),
