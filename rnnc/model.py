@@ -94,9 +94,15 @@ class Model:
         Raises:
           ValueError: the window is no power of two from 64 to 2048, or the features' mean has no place in their format.
         """
-        sizes = {"stft": self.stft, "bands": self.bands, "rate_hz": self.rate_hz}
-        numbers = {"power": self.power, "mean": self.feature_mean, "spread": self.feature_spread}
-        return Front(**sizes, **numbers, x=self.formats[0].x if self.formats else Format(16, 12))
+        return Front(
+            stft=self.stft,
+            bands=self.bands,
+            rate_hz=self.rate_hz,
+            power=self.power,
+            mean=self.feature_mean,
+            spread=self.feature_spread,
+            x=self.formats[0].x if self.formats else Format(16, 12),
+        )
 
     def ariths(self) -> list[Arithmetic]:
         """What each layer computes in: the recurrent ones, dense and mask."""

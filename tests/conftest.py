@@ -8,7 +8,7 @@ import pytest
 # Laws whose programs are compiled to run once, and which hold for any compiling
 QUICKLY = (
     *("test_blob", "test_cost", "test_export", "test_factors", "test_firmware", "test_front", "test_fuzz"),
-    *("test_kernels", "test_static", "test_structure", "test_targets", "test_work"),
+    *("test_kernels", "test_latency", "test_static", "test_structure", "test_targets", "test_work"),
 )
 
 jax.config.update("jax_num_cpu_devices", 2)  # for data parallel laws; before JAX starts

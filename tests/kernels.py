@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rnnc.export import host
+from rnnc.export import emulate, host
 from rnnc.export.host import KERNELS, Net, Stack, pointer
 
-__all__ = ["KERNELS", "WARNINGS", "Net", "Stack", "build", "compiler", "pointer"]
+__all__ = ["KERNELS", "WARNINGS", "Net", "Stack", "build", "compiler", "core", "pointer"]
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
 
 
@@ -23,6 +23,13 @@ def compiler() -> str:
     except host.HostError as error:
         message = f"{error}; the kernels are not tested"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+
+
+def core(key: str, *tools: str) -> emulate.Core:
+    """A core of `emulate.CORES`; where its tools (and more) are missing the test is skipped, in CI it fails."""
+    if lack := emulate.missing(emulate.CORES[key], *tools):
+        pytest.fail(lack) if os.environ.get("CI") else pytest.skip(lack)
+    return emulate.CORES[key]
 
 
 def build(folder: Path, *sources: Path, kernels: Path = KERNELS, flags: Sequence[str] = ()) -> ctypes.CDLL:

@@ -1,6 +1,5 @@
 """Exported models on emulated chips: the bytes of this machine's C code, and instructions that are counted."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from kernels import KERNELS, WARNINGS
+from kernels import WARNINGS, core
 from rnnc import cells
 from rnnc.arith import Fixed, Formats
 from rnnc.audio.stft import Bands, Stft
@@ -65,13 +64,13 @@ def _drawn(make: Callable, kept: float = 1.0, block: int = 1):
     graph, shapes = nnx.split(nnx.eval_shape(make))
     rng = np.random.default_rng(0)
 
-    def drawn(a: jax.ShapeDtypeStruct) -> jax.Array:
+    def drawn(a: jax.ShapeDtypeStruct) -> np.ndarray:
         normal = rng.standard_normal(a.shape)
         if a.ndim < 2:
-            return jnp.asarray((0.3 * normal).astype(np.float32))
+            return (0.3 * normal).astype(np.float32)
         rows = rng.random((-(-a.shape[-2] // block), a.shape[-1])) < kept
         spread = 3.0 * normal / np.sqrt(a.shape[-2]) * np.repeat(rows, block, axis=0)[: a.shape[-2]]
-        return jnp.asarray(spread.astype(np.float32))
+        return spread.astype(np.float32)
 
     return nnx.merge(graph, jax.tree.map(drawn, shapes))
 
@@ -110,14 +109,14 @@ def _models() -> dict:
         for size in (SIZES if j == 0 else SIZES[(i + j) % 2 :][:1])
     }
     for kind in cells.CELLS:
-        found[f"{kind}_wide"] = _cell(kind, "dense", SIZES[1], _formats(kind, bits=16))
-        found[f"{kind}_sixteen"] = _cell(kind, "dense", SIZES[1], _formats(kind, weight_bits=16))
-        found[f"{kind}_four"] = _cell(kind, "kron", SIZES[0], _formats(kind, weight_bits=4))
         found[f"{kind}_sparse"] = _cell(kind, "dense", SIZES[0], _formats(kind), kept=0.2)
         found[f"{kind}_blocks"] = _cell(kind, "dense", SIZES[0], _formats(kind), kept=0.2, block=4)
         found[f"{kind}_skip"] = _skip(kind, SIZES[0])
+    found["wide"] = _cell("gru", "dense", SIZES[1], _formats("gru", bits=16))
+    found["sixteen"] = _cell("lstm", "dense", SIZES[1], _formats("lstm", weight_bits=16))
     found["four_odd"] = _cell("lstm", "dense", SIZES[1], _formats("lstm", weight_bits=4))
     found["four_blocks"] = _cell("lstm", "dense", SIZES[0], _formats("lstm", weight_bits=4), kept=0.2, block=4)
+    found["four_kron"] = _cell("gru", "kron", SIZES[0], _formats("gru", weight_bits=4))
     found["two_skip"] = _skip("gru", (40, 36), (36, 20))
     return found | {"net": _net(), "net_skip": _net(skip=True, cell="gru")}
 
@@ -142,21 +141,14 @@ def cases(tmp_path_factory) -> list[Case]:
     return [_case(folder, name, given) for name, given in _models().items()]
 
 
-def _have(key: str) -> emulate.Core:
-    """A core; where its tools are missing the test is skipped, in CI it fails."""
-    if lack := emulate.missing(CORES[key]):
-        pytest.fail(lack) if os.environ.get("CI") else pytest.skip(lack)
-    return CORES[key]
-
-
-def _image(core: emulate.Core, cases: list[Case], folder: Path, kernels: Path = KERNELS) -> Path:
-    return emulate.build(core, [case.sources[core.layout] for case in cases], folder, flags=FLAGS, kernels=kernels)
+def _image(chip: emulate.Core, cases: list[Case], folder: Path) -> Path:
+    return emulate.build(chip, [case.sources[chip.layout] for case in cases], folder, flags=FLAGS)
 
 
 @pytest.fixture(scope="module")
 def expected(cases, tmp_path_factory) -> list[emulate.Result]:
-    core = _have("host")
-    return emulate.run(core, _image(core, cases, tmp_path_factory.mktemp("host")), [case.inputs for case in cases])
+    here = core("host")
+    return emulate.run(here, _image(here, cases, tmp_path_factory.mktemp("host")), [case.inputs for case in cases])
 
 
 def _assert_equal(cases: list[Case], found: list[emulate.Result], wanted: list[emulate.Result]) -> None:
@@ -172,8 +164,8 @@ CHIPS = [key for key in CORES if key != "host"]
 @pytest.mark.parametrize("key", CHIPS)
 def test_a_chip_gives_the_numbers_of_this_machine(key, cases, expected, tmp_path):
     """Cells x structures, 4, 8 and 16 bits, wide inputs, pruned ones, stacks that skip, networks: y, state, updates."""
-    core = _have(key)
-    _assert_equal(cases, emulate.run(core, _image(core, cases, tmp_path), [case.inputs for case in cases]), expected)
+    chip = core(key)
+    _assert_equal(cases, emulate.run(chip, _image(chip, cases, tmp_path), [case.inputs for case in cases]), expected)
 
 
 @pytest.fixture(scope="module")
@@ -188,22 +180,22 @@ def sound(cases) -> tuple[list[Case], np.ndarray]:
     return [case for case in cases if case.name.startswith("net")], noisy.astype(np.int16).reshape(SOUND, -1)
 
 
-def _heard(core: emulate.Core, sound: tuple[list[Case], np.ndarray], folder: Path) -> list[emulate.Result]:
+def _heard(chip: emulate.Core, sound: tuple[list[Case], np.ndarray], folder: Path) -> list[emulate.Result]:
     denoisers, hops = sound
-    sources = [case.sources[core.layout] for case in denoisers]
-    image = emulate.build(core, sources, folder, sound=True, flags=FLAGS)
-    return emulate.run(core, image, [hops] * len(denoisers))
+    sources = [case.sources[chip.layout] for case in denoisers]
+    image = emulate.build(chip, sources, folder, sound=True, flags=FLAGS)
+    return emulate.run(chip, image, [hops] * len(denoisers))
 
 
 @pytest.fixture(scope="module")
 def heard(sound, tmp_path_factory) -> list[emulate.Result]:
-    return _heard(_have("host"), sound, tmp_path_factory.mktemp("heard"))
+    return _heard(core("host"), sound, tmp_path_factory.mktemp("heard"))
 
 
 @pytest.mark.parametrize("key", CHIPS)
 def test_a_chip_gives_the_sound_of_this_machine(key, sound, heard, tmp_path):
     """Whole denoisers, from samples to samples."""
-    _assert_equal(sound[0], _heard(_have(key), sound, tmp_path), heard)
+    _assert_equal(sound[0], _heard(core(key), sound, tmp_path), heard)
 
 
 def test_the_denoisers_do_something(sound, heard):
@@ -230,17 +222,15 @@ COUNTED = ("lstm_dense_36", "gru_sparse", "two_skip", "net_skip")
 
 def _counts(key: str, cases: list[Case], folder: Path) -> emulate.Counts:
     chosen = [case for case in cases if case.name in COUNTED]
-    core = CORES[key]
+    chip = CORES[key]
     inputs = [case.inputs[:2] for case in chosen]
-    return emulate.count(core, _image(core, chosen, folder), inputs, [case.beginnings for case in chosen])
+    return emulate.count(chip, _image(chip, chosen, folder), inputs, [case.beginnings for case in chosen])
 
 
 @pytest.mark.parametrize("key", ["m4", "rv32", "host"])
 def test_counts_repeat_exactly(key, cases, tmp_path):
     """Twice the same, more for each further layer, and at least an instruction for each weight."""
-    _have(key)
-    if key == "host" and (lack := emulate.missing(CORES[key], "valgrind")):
-        pytest.skip(lack)
+    core(key, *(["valgrind"] if key == "host" else []))
     first, second = _counts(key, cases, tmp_path / "a"), _counts(key, cases, tmp_path / "b")
     assert first == second
     for one in first.models:
@@ -251,7 +241,7 @@ def test_counts_repeat_exactly(key, cases, tmp_path):
 @pytest.mark.parametrize("key", CHIPS)
 def test_without_a_plugin_the_clock_counts(key, cases, tmp_path, monkeypatch):
     """Two ways that know nothing of each other: to within the clock's two ends."""
-    _have(key)
+    core(key)
     plugin = _counts(key, cases, tmp_path)
     monkeypatch.setattr(emulate, "_plugin", lambda core, folder: None)
     clock = _counts(key, cases, tmp_path)
@@ -274,17 +264,17 @@ def test_a_missing_tool_is_named_with_its_package(key, tools, tmp_path, monkeypa
 
 
 def test_a_compiler_that_refuses_is_quoted(tmp_path):
-    core = _have("host")
+    here = core("host")
     (tmp_path / "wrong.c").write_text("int x = ;")
     (tmp_path / "wrong.h").write_text("extern const rnnc_stack wrong;")
     with pytest.raises(emulate.EmulatorError, match="expected expression"):
-        emulate.build(core, [tmp_path / "wrong.c"], tmp_path)
+        emulate.build(here, [tmp_path / "wrong.c"], tmp_path)
 
 
 def test_an_image_that_fails_is_no_result(cases, tmp_path):
     """Too many frames for its memory: its own status, not numbers."""
-    core = _have("m4")
+    chip = core("m4")
     chosen = cases[:1]
     inputs = [np.zeros((6000, chosen[0].inputs.shape[1]), np.int16)]
     with pytest.raises(emulate.EmulatorError, match="failed with status 4"):
-        emulate.run(core, _image(core, chosen, tmp_path), inputs)
+        emulate.run(chip, _image(chip, chosen, tmp_path), inputs)

@@ -17,7 +17,7 @@ from rnnc.audio.stft import Bands, Stft
 from rnnc.fixed import Format
 
 Array = jax.Array
-Complex = tuple[Array, Array]  # real and imaginary parts
+Complex = tuple[Array, ...]  # real and imaginary parts
 SMALLEST, LARGEST = 64, 2048  # windows
 HEADROOM = 13  # bits of a windowed sample below the int16 ones
 FEATURE_GUARD, SOUND_GUARD = 8, 2  # more bits before a feature is rounded; of unfinished sound
@@ -293,7 +293,7 @@ def _magnitude(re: Array, im: Array, least: int) -> Array:
     up = jax.lax.clz((re ^ (re >> 31)) | (im ^ (im >> 31)) | least) - 2
     parts = [jnp.abs(part << up).astype(jnp.uint32) for part in (re, im, jnp.full_like(re, least))]
     high, low = [part >> 15 for part in parts], [part & 0x7FFF for part in parts]
-    squares = [sum(a * b for a, b in zip(x, y)) for x, y in ((high, high), (high, low), (low, low))]
+    squares = [x[0] * y[0] + x[1] * y[1] + x[2] * y[2] for x, y in ((high, high), (high, low), (low, low))]
     upper = (squares[0] + ((squares[1] + (squares[2] >> 16)) >> 14)) >> 2  # the sum of squares, less 32 bits
     log = fixed.log2(upper.astype(jnp.int32))
     return fixed.exp2(((log + (32 << fixed.LOG_FRAC)) >> 1) - (up << fixed.LOG_FRAC))

@@ -72,4 +72,5 @@ def _words(held: str, value: Value, words: list[int | Array]) -> None:
         for name, inner in FIELDS[held].items():
             _words(inner, given.get(name, 0), words)
     else:
-        words.append(CONSTANTS[value] if isinstance(value, str) else int(value))
+        assert isinstance(value, str | int)
+        words.append(CONSTANTS[value] if isinstance(value, str) else value)

@@ -1,11 +1,13 @@
 """What the layers of an exported model do in a frame: their multiply-accumulates by kernel, their instructions."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
+from flax import nnx
 
 from rnnc import steps
 from rnnc.cells import Cell, Skip
@@ -20,32 +22,43 @@ IMAGE_BYTES = 3_000_000  # of model data that fit into the smallest memory of a 
 FRAMES = 2  # the last one is counted
 
 
+class Products(NamedTuple):
+    """What matrices of one kind do.
+
+    Args:
+      macs: multiply-accumulates; a weight that is not stored (where they are stored row by row) makes none.
+      sums: how many sums they go into, those between two factors too.
+      inputs: how many numbers the matrices take, once for each block of outputs.
+    """
+
+    macs: int
+    sums: int
+    inputs: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """A layer in a frame that is not skipped.
 
     Args:
       name: as `model.sizes` has it.
-      macs: multiply-accumulates of each kind of kernel: dense, lowrank, kron, hybrid, sparse; a weight that is not
-        stored (where they are stored row by row) makes none.
-      sums: of each kind, how many sums of products they go into; between two factors too.
+      products: of each kind of kernel: dense, lowrank, kron, hybrid, sparse.
       elementwise: other multiplications, additions and activations, as `rnnc.cost` counts them.
     """
 
     name: str
-    macs: Mapping[str, int]
-    sums: Mapping[str, int]
+    products: Mapping[str, Products]
     elementwise: int
 
     @property
     def kind(self) -> str:
         """The kinds of its kernels, joined."""
-        return "+".join(self.macs)
+        return "+".join(self.products)
 
     @property
-    def total_macs(self) -> int:
-        """Of all kinds."""
-        return sum(self.macs.values())
+    def macs(self) -> int:
+        """Multiply-accumulates of all kinds."""
+        return sum(products.macs for products in self.products.values())
 
 
 def layers(given: Exportable) -> list[Work]:
@@ -56,21 +69,22 @@ def layers(given: Exportable) -> list[Work]:
     >>> from rnnc.cells import GRUCell
     >>> from rnnc.structure import LowRank
     >>> cell = GRUCell(6, 8, kernel=LowRank(rank=2), arith=Fixed(formats=Formats()), rngs=nnx.Rngs(0))
-    >>> layers(cell)
-    [Work(name='cell0', macs={'lowrank': 84, 'dense': 192}, sums={'lowrank': 30, 'dense': 24}, elementwise=112)]
+    >>> (work,) = layers(cell)
+    >>> dict(work.products)
+    {'lowrank': Products(macs=84, sums=30, inputs=18), 'dense': Products(macs=192, sums=24, inputs=8)}
     """
     top = model.root(given)
     stack = top if top.kind == "rnnc_stack" else _struct(top, "stack")
     found = [_cell(f"cell{i}", cell) for i, cell in enumerate(_structs(stack, "cell"))]
     if "skip" in stack.fields:
-        gate = _stored(_struct(_struct(stack, "skip"), "gate"))
-        found.append(Work(name="gate", macs={"dense": gate}, sums={"dense": 1}, elementwise=GATE_ELEMENTWISE))
+        gate = _struct(_struct(stack, "skip"), "gate")
+        products = {"dense": Products(_stored(gate), 1, _number(gate, "inputs"))}
+        found.append(Work(name="gate", products=products, elementwise=GATE_ELEMENTWISE))
     dense = _structs(top, "layer") if top is not stack else ()
     for name, layer in zip(("dense", "mask"), dense):
         mat = _struct(layer, "mat")
-        kind, macs, sums = _products(mat)
-        elementwise = 2 * _number(mat, "outputs")
-        found.append(Work(name=name, macs={kind: macs}, sums={kind: sums}, elementwise=elementwise))
+        kind, products = _products(mat)
+        found.append(Work(name=name, products={kind: products}, elementwise=2 * _number(mat, "outputs")))
     return found
 
 
@@ -97,17 +111,18 @@ def instructions(
         image = emulate.build(core, sources, here, sound=sound, flags=flags)
         ends = [sound and isinstance(given, Enhancer) for given in batch]
         inputs = [_inputs(given, end) for given, end in zip(batch, ends)]
-        counts = emulate.count(core, image, inputs, [len(layers(given)) + end for given, end in zip(batch, ends)])
+        counts = emulate.count(core, image, inputs, [_beginnings(given) + end for given, end in zip(batch, ends)])
         method = counts.method
         found += [np.diff([0, *beginnings]).tolist() for beginnings in counts.models]
     return method, found
 
 
 def _batches(models: Sequence[Exportable]) -> list[list[Exportable]]:
-    """Models in their order, as many together as an image holds."""
+    """Models in their order, as many together as an image holds; a number takes two bytes at most."""
     batches, room = [], 0
     for given in models:
-        taken = sum(size.flash for size in model.sizes(given))
+        parts = given if isinstance(given, Sequence) else [given]
+        taken = sum(2 * leaf.size for part in parts for leaf in jax.tree.leaves(nnx.state(part, nnx.Param)))
         if taken > room:
             batches.append([])
             room = IMAGE_BYTES
@@ -116,10 +131,22 @@ def _batches(models: Sequence[Exportable]) -> list[list[Exportable]]:
     return batches
 
 
+def _cells(given: Exportable) -> list[Cell]:
+    if isinstance(given, Enhancer):
+        below = [rnn.cell for rnn in given.layers]
+        return _cells(below[0]) if isinstance(below[0], Skip) else [cell for cell in below if isinstance(cell, Cell)]
+    return list(given.cells) if isinstance(given, Skip) else [given] if isinstance(given, Cell) else list(given)
+
+
+def _beginnings(given: Exportable) -> int:
+    """As many as it has layers."""
+    skips = given.model.skip if isinstance(given, Enhancer) else isinstance(given, Skip)
+    return len(_cells(given)) + skips + (2 if isinstance(given, Enhancer) else 0)
+
+
 def _inputs(given: Exportable, sound: bool) -> np.ndarray:
     """Random numbers of 16 bits."""
-    stack = _struct(top, "stack") if (top := model.root(given)).kind == "rnnc_net" else top
-    n = _number(_structs(stack, "cell")[0], "n")
+    n = _cells(given)[0].in_features
     if sound and isinstance(given, Enhancer):
         n = max(n, given.model.stft.hop)
     return np.random.default_rng(0).integers(-32768, 32768, (FRAMES, n)).astype(np.int16)
@@ -128,35 +155,35 @@ def _inputs(given: Exportable, sound: bool) -> np.ndarray:
 def _cell(name: str, cell: Struct) -> Work:
     step = steps.STEPS[str(cell.fields["step"]).removeprefix("RNNC_").lower()]
     times = 2 if _number(cell, "joint") and not step.additive else 1  # to [x; 0] and to [0; h]
-    total_macs: Counter[str] = Counter()
-    total_sums: Counter[str] = Counter()
+    total: dict[str, Products] = {}
     for side in ("kernel", "recurrent"):
         if side in cell.fields:
-            kind, macs, sums = _products(_struct(cell, side))
-            total_macs[kind] += times * macs
-            total_sums[kind] += times * sums
+            kind, products = _products(_struct(cell, side))
+            before = total.get(kind, Products(0, 0, 0))
+            total[kind] = Products(*(a + times * b for a, b in zip(before, products)))
     per_unit = step.elementwise + step.bias + step.recurrent_bias
-    elementwise = per_unit * _number(cell, "m")
-    return Work(name=name, macs=dict(total_macs), sums=dict(total_sums), elementwise=elementwise)
+    return Work(name=name, products=total, elementwise=per_unit * _number(cell, "m"))
 
 
-def _products(mat: Struct) -> tuple[str, int, int]:
-    """The kind of a structured matrix, its multiply-accumulates and their sums."""
-    kind, top = mat.fields["kind"], _number(mat, "top")
+def _products(mat: Struct) -> tuple[str, Products]:
+    """The kind of a structured matrix, and what it does."""
+    kind, top, blocks = mat.fields["kind"], _number(mat, "top"), _number(mat, "blocks")
+    inputs = blocks * _number(mat, "inputs")
     if kind == "RNNC_DENSE":
         plain = _struct(mat, "plain")
-        return "sparse" if "map" in plain.fields else "dense", _stored(plain), _number(plain, "outputs")
+        products = Products(_stored(plain), _number(plain, "outputs"), inputs)
+        return "sparse" if "map" in plain.fields else "dense", products
     first, second = _struct(mat, "first"), _struct(mat, "second")
     inner, outer = _number(first, "outputs"), _number(second, "outputs")
     if kind == "RNNC_LOWRANK":
-        return "lowrank", _stored(first) + _stored(second), inner + outer
-    blocks, terms = _number(mat, "blocks"), _number(mat, "terms")
+        return "lowrank", Products(_stored(first) + _stored(second), inner + outer, inputs)
+    terms = _number(mat, "terms")
     lines, across = _number(second, "inputs") // terms, inner // blocks // terms
     macs, sums = lines * _stored(first) + across * _stored(second), lines * inner + across * outer
     if not top:
-        return "kron", macs, sums
+        return "kron", Products(macs, sums, inputs)
     free = _struct(mat, "plain")
-    return "hybrid", macs + _stored(free), sums + _number(free, "outputs")
+    return "hybrid", Products(macs + _stored(free), sums + _number(free, "outputs"), inputs)
 
 
 def _stored(plain: Struct) -> int:

@@ -101,13 +101,13 @@ def _rows(core: Core, enhancer: Enhancer, sound: bool, reporter: Reporter) -> li
         method, (counted,) = work.instructions(core, [enhancer], Path(folder), sound=sound)
     layers, compiler = work.layers(enhancer), core.version()
     rows = [
-        {"layer": layer.name, "kind": layer.kind, "macs": layer.total_macs, "instructions": count}
+        {"layer": layer.name, "kind": layer.kind, "macs": layer.macs, "instructions": count}
         for layer, count in zip(layers, counted)
     ]
     if sound:
         rows.append({"layer": "front", "kind": "front", "macs": 0, "instructions": counted[-1]})
-    kinds = dict.fromkeys(kind for layer in layers for kind in layer.macs)
-    total = {"layer": "frame", "kind": "+".join(kinds), "macs": sum(layer.total_macs for layer in layers)}
+    kinds = dict.fromkeys(kind for layer in layers for kind in layer.products)
+    total = {"layer": "frame", "kind": "+".join(kinds), "macs": sum(layer.macs for layer in layers)}
     rows.append({**total, "instructions": sum(counted)})
     reporter.say(f"{core.name}, {compiler}, {core.macro or 'plain kernels'}; counted by {method}")
     reporter.say(f"{'layer':8s} {'kind':16s} {'MACs':>9s} {'instructions':>12s} {'per MAC':>8s}")

@@ -1,0 +1,67 @@
+"""Lines through counted instructions: laws that need no emulator."""
+
+import numpy as np
+import pytest
+
+from rnnc.export import latency, work
+from rnnc.export.latency import KINDS, Latency, Line
+from rnnc.export.work import Products, Work
+from rnnc.recipes import bench_latency
+
+
+def _works() -> list[Work]:
+    """Layers of every kind, and sizes that have nothing to do with one another."""
+    rng, found = np.random.default_rng(0), []
+    for kind in KINDS * 12:
+        *products, elementwise = map(int, rng.integers(1, (100_000, 20_000, 20_000, 5000)))
+        found.append(Work(name="", products={kind: Products(*products)}, elementwise=elementwise))
+    return found
+
+
+def test_a_fit_finds_the_lines_that_were_planted():
+    planted = {kind: np.array([1.0 + i, 20.0 - i, 3.0 * i]) for i, kind in enumerate(KINDS)}
+    works = _works()
+    counted = [planted[w.kind] @ w.products[w.kind] + 7 * w.elementwise for w in works]
+    found = latency.fit("m4", "gcc", works, counted)
+    for kind, line in found.lines.items():
+        np.testing.assert_allclose((line.per_mac, line.per_sum, line.per_input), planted[kind], rtol=1e-6, atol=1e-6)
+        assert line.r2 == pytest.approx(1.0, abs=1e-9)
+        assert line.worst < 1e-6
+        assert line.layers == 12
+        assert line.macs_r2 < 0.99  # of the MACs alone: the others are not there
+    np.testing.assert_allclose(found.per_elementwise, 7.0, rtol=1e-6)
+    np.testing.assert_allclose(found.instructions(works), sum(counted), rtol=1e-6)
+
+
+def test_a_fit_says_how_wrong_it_is():
+    """Errors of 10 % up and down: the worst is about that, and r2 is below 1."""
+    works = _works()
+    rng = np.random.default_rng(1)
+    counted = [w.macs * (1 + 0.1 * rng.choice((-1, 1))) for w in works]
+    for line in latency.fit("m4", "gcc", works, counted).lines.values():
+        assert 0.02 < line.worst < 0.3
+        assert 0.9 < line.r2 < 1 - 1e-5
+
+
+def test_layers_of_several_kinds_are_the_sum_of_them():
+    """A kernel of one kind and a recurrent matrix of another."""
+    lines = {
+        kind: Line(per_mac=i, per_sum=10 * i, per_input=100 * i, r2=1, macs_r2=1, worst=0, layers=1)
+        for i, kind in enumerate(KINDS, 1)
+    }
+    line = Latency(core="m4", compiler="gcc", per_elementwise=5, lines=lines)
+    both = Work(name="", products={"kron": Products(100, 8, 2), "dense": Products(1000, 4, 1)}, elementwise=6)
+    assert line.instructions([both]) == 3 * (100 + 10 * 8 + 100 * 2) + 1 * (1000 + 10 * 4 + 100 * 1) + 5 * 6
+    assert line.instructions([both, both]) == 2 * line.instructions([both])
+
+
+def test_random_models_are_of_every_kind_and_size():
+    """What is promised of them: one or two layers, units in fours from 32 to 256; the same ones each time."""
+    models = [bench_latency._random(i) for i in range(20)]
+    layers = [layer for model in models for layer in work.layers(model)]
+    assert {layer.kind for layer in layers} == set(KINDS)
+    assert {len(model) for model in models} == {1, 2}
+    units = [cell.hidden_features for model in models for cell in model]
+    assert all(32 <= m <= 256 and m % 4 == 0 for m in units)
+    assert len(set(units)) > 10
+    assert work.layers(bench_latency._random(3)) == work.layers(models[3])
