@@ -8,11 +8,18 @@
 
 enum { RNNC_NIBBLES_SUM_BITS = 28 }; /* weights of 4 bits are summed 16-fold */
 
-/* Of numbers of 8 bits a copy of as many. */
+/* Whether there is more than the plain kernel for a matrix. */
+RNNC_INLINE int rnnc_has_kernel(const rnnc_plain *w)
+{
+    const int nibbles = w->bits == 4 && w->inputs % 2 == 0 && w->sum_bits <= RNNC_NIBBLES_SUM_BITS;
+    return w->tile == 0 && w->map == NULL && (w->bits != 4 || nibbles);
+}
+
+/* Of numbers of 8 bits a copy of as many, which may lie where x itself was put side by side. */
 static inline rnnc_line rnnc_line_of(const rnnc_plain *w, const int16_t *x, uint32_t next, int16_t *copy)
 {
     rnnc_line line = {rnnc_gather(x, next, w->inputs, copy), NULL, 0};
-    if (w->x_bits <= 8) {
+    if (w->x_bits <= 8 && w->bits <= 8 && rnnc_has_kernel(w)) {
         int8_t *narrow = (int8_t *)copy;
         for (uint32_t i = 0; i < w->inputs; i += 8) {
             const mve_pred16_t some = vctp16q(w->inputs - i);
@@ -166,20 +173,18 @@ static inline void rnnc_rows(
     const rnnc_plain *w, uint32_t row, uint32_t count, const rnnc_line *x, const rnnc_out *out)
 {
     const int8_t *at = w->weights + row * (w->inputs * (uint32_t)w->bits / 8);
-    if (w->tile != 0 || w->map != NULL) {
+    if (!rnnc_has_kernel(w)) {
         rnnc_plain_rows(w, row, count, x, out);
+    } else if (w->bits == 16) {
+        rnnc_fours(w, at, row, count, x, out, rnnc_wide_rows, 0, 0, rnnc_round4);
     } else if (w->bits == 8 && x->narrow != NULL) {
         rnnc_fours(w, at, row, count, x, out, rnnc_four_rows, 1, 0, rnnc_round4);
     } else if (w->bits == 8) {
         rnnc_fours(w, at, row, count, x, out, rnnc_four_rows, 0, 0, rnnc_round4);
-    } else if (w->bits == 16) {
-        rnnc_fours(w, at, row, count, x, out, rnnc_wide_rows, 0, 0, rnnc_round4);
-    } else if (w->inputs % 2 == 0 && w->sum_bits <= RNNC_NIBBLES_SUM_BITS && x->narrow != NULL) {
+    } else if (x->narrow != NULL) {
         rnnc_fours(w, at, row, count, x, out, rnnc_nibble_rows, 1, 0, rnnc_round4);
-    } else if (w->inputs % 2 == 0 && w->sum_bits <= RNNC_NIBBLES_SUM_BITS) {
-        rnnc_fours(w, at, row, count, x, out, rnnc_nibble_rows, 0, 0, rnnc_round4);
     } else {
-        rnnc_plain_rows(w, row, count, x, out);
+        rnnc_fours(w, at, row, count, x, out, rnnc_nibble_rows, 0, 0, rnnc_round4);
     }
 }
 
