@@ -4,11 +4,13 @@ import os
 import re
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_blob import MODELS, made
+from test_fast import CORES, core_flags
 
 from kernels import KERNELS
 from rnnc.export import blob, model
@@ -28,11 +30,12 @@ def clang() -> str:
     return found or ""
 
 
-def _built(clang: str, target: str, folder: Path, *sources: Path) -> Path:
+def _built(clang: str, target: str, folder: Path, *sources: Path, core: str = "plain") -> Path:
     program = folder / target
     flags = ["-std=c99", "-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
     files = [*sorted(KERNELS.glob("*.c")), KERNELS / "fuzz" / f"{target}.c", *sources]
-    subprocess.run([clang, *flags, f"-I{KERNELS}", f"-I{folder}", *files, "-o", program], check=True)
+    command = [clang, *flags, *core_flags(core), f"-I{KERNELS}", f"-I{folder}", *files, "-o", program]
+    subprocess.run(command, check=True)
     return program
 
 
@@ -54,9 +57,9 @@ def _fuzzed(program: Path, seeds: list[bytes], seconds: int, folder: Path) -> di
     return {"first": covered[0], "last": covered[-1], "runs": runs}
 
 
-def _loader(clang: str, seconds: int, folder: Path) -> dict[str, int]:
+def _loader(clang: str, seconds: int, folder: Path, core: str = "plain") -> dict[str, int]:
     seeds = [blob.packed(*made(name)) for name in MODELS]
-    return _fuzzed(_built(clang, "blob", folder), seeds, seconds, folder)
+    return _fuzzed(_built(clang, "blob", folder, core=core), seeds, seconds, folder)
 
 
 def _denoiser(clang: str, seconds: int, folder: Path) -> dict[str, int]:
@@ -70,9 +73,10 @@ def _denoiser(clang: str, seconds: int, folder: Path) -> dict[str, int]:
 
 
 TARGETS = {"blob": _loader, "process": _denoiser}
+TARGETS |= {f"blob-{core}": partial(_loader, core=core) for core in CORES if core != "plain"}
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["blob", "process"])
 def test_some_seconds_find_nothing(target, clang, tmp_path):
     found = TARGETS[target](clang, 10, tmp_path)
     assert found["last"] >= found["first"] > 100  # it gets in
