@@ -43,18 +43,30 @@ static void add(int32_t *z, const int16_t *bias, uint32_t count)
     }
 }
 
+/* rnnc_shift of numbers of 16 bits that are saturated afterwards, to 16 or fewer: a number 2^15 times as large is. */
+typedef struct {
+    int down;
+    int32_t factor;
+} scale;
+
+static scale scale_of(int s)
+{
+    const scale found = {s > 0 ? s : 0, INT32_C(1) << (s > 0 ? 0 : s > -15 ? -s : 15)};
+    return found;
+}
+
+static inline int32_t scaled(int32_t v, scale s)
+{
+    return rnnc_shift_right(v, s.down) * s.factor;
+}
+
 /* An array as the matrices take it. */
 static void move(const int16_t *from, int16_t *to, uint32_t count, int s, int bits)
 {
-    if (s < 0) {
-        for (uint32_t i = 0; i < count; i++) {
-            to[i] = (int16_t)rnnc_requant(from[i], s, bits);
-        }
-        return;
-    }
+    const scale by = scale_of(s);
     RNNC_UNROLL
     for (uint32_t i = 0; i < count; i++) {
-        to[i] = (int16_t)rnnc_clip(rnnc_shift_right(from[i], s), bits);
+        to[i] = (int16_t)rnnc_clip(scaled(from[i], by), bits);
     }
 }
 
@@ -63,9 +75,7 @@ static void lstm(const rnnc_cell *cell, int16_t *state, int32_t *z)
 {
     const uint32_t m = cell->m;
     const int right = 2 * RNNC_FRAC_OUT - cell->c_frac, out = 2 * RNNC_FRAC_OUT - cell->h_frac, bits = cell->h_out_bits;
-    const int down = cell->c_frac > RNNC_FRAC_IN ? cell->c_frac - RNNC_FRAC_IN : 0; /* of c, to enter tanh */
-    const int up = cell->c_frac < RNNC_FRAC_IN ? RNNC_FRAC_IN - cell->c_frac : 0;
-    const int32_t factor = INT32_C(1) << (up < 15 ? up : 15); /* more saturates too */
+    const scale into_tanh = scale_of(cell->c_frac - RNNC_FRAC_IN);
     int32_t *i = z, *f = z + m, *g = z + 2 * m, *o = z + 3 * m;
     int16_t *c = state, *h = state + m;
     sigmoid(i, 2 * m);
@@ -76,7 +86,7 @@ static void lstm(const rnnc_cell *cell, int16_t *state, int32_t *z)
         const int32_t ig = rnnc_shift_right(i[k] * g[k], right);
         const int32_t memory = rnnc_clip(fc + ig, 16);
         c[k] = (int16_t)memory;
-        g[k] = rnnc_shift_right(memory, down) * factor;
+        g[k] = scaled(memory, into_tanh);
     }
     tanh_(g, m);
     for (uint32_t k = 0; k < m; k++) {

@@ -107,9 +107,10 @@ RNNC_INLINE void rnnc_pair(rnnc_four *s, int i, uint32_t w, uint32_t x, int bits
 /* The four columns behind column `at` of four rows. */
 RNNC_INLINE void rnnc_columns(rnnc_four *s, const int8_t *w, const char *x, int at, int bits, int wide)
 {
-    uint32_t a, b, c, d, left, right;
+    uint32_t a, b, left, right;
     RNNC_LOAD(left, right, x, 2 * at);
     if (bits == 8) {
+        uint32_t c, d;
         RNNC_LOAD(a, b, w, 4 * at);
         rnnc_pair(s, 0, a, left, bits, wide);
         rnnc_pair(s, 1, b, left, bits, wide);

@@ -18,7 +18,7 @@ static uint32_t even(uint32_t numbers)
 static void lowrank(const rnnc_mat *mat, uint32_t block, const rnnc_line *x, int32_t *y, int16_t *mid, int16_t *copy)
 {
     const uint32_t rank = mat->second.inputs, m = mat->second.outputs / mat->blocks;
-    const rnnc_out between = {NULL, mid, 1, mat->mid_bits}, out = {y, NULL, 1, 0};
+    const rnnc_out between = {y, mid, 1, mat->mid_bits}, out = {y, mid, 1, RNNC_SUM_BITS};
     rnnc_rows(&mat->first, block * rank, rank, x, &between);
     const rnnc_line line = rnnc_line_of(&mat->second, mid, 1, copy);
     rnnc_rows(&mat->second, block * m, m, &line, &out);
@@ -33,13 +33,13 @@ static void kron(const rnnc_mat *mat, uint32_t block, const int16_t *x, int32_t 
     for (uint32_t j = 0; j < lines; j++) {
         const rnnc_line line = rnnc_line_of(&mat->first, x + j * mat->x_line, mat->x_next, copy);
         for (uint32_t t = 0; t < terms; t++) {
-            const rnnc_out between = {NULL, mid + t * lines + j, row, mat->mid_bits};
+            const rnnc_out between = {y, mid + t * lines + j, row, mat->mid_bits};
             rnnc_rows(&mat->first, (block * terms + t) * p, p, &line, &between);
         }
     }
     for (uint32_t i = 0; i < p; i++) {
         const rnnc_line line = rnnc_line_of(&mat->second, mid + i * row, 1, copy);
-        const rnnc_out out = {y + i * mat->y_first, NULL, mat->y_second, 0};
+        const rnnc_out out = {y + i * mat->y_first, mid, mat->y_second, RNNC_SUM_BITS};
         rnnc_rows(&mat->second, block * q, q, &line, &out);
     }
 }
@@ -72,7 +72,7 @@ void rnnc_matvec(const rnnc_mat *mat, const int16_t *x, int32_t *y, int32_t *scr
         int32_t *part = y + g * outputs;
         if (mat->top > 0) {
             const rnnc_line line = rnnc_line_of(&mat->plain, x, 1, copy);
-            const rnnc_out out = {part, NULL, 1, 0};
+            const rnnc_out out = {part, mid, 1, RNNC_SUM_BITS};
             rnnc_rows(&mat->plain, g * mat->top, mat->top, &line, &out);
         }
         if (mat->kind == RNNC_LOWRANK) {

@@ -8,11 +8,18 @@
 
 enum { RNNC_NIBBLES_SUM_BITS = 28 }; /* weights of 4 bits are summed 16-fold */
 
-/* Of numbers of 8 bits a copy of as many. */
+/* Whether there is more than the plain kernel for a matrix. */
+RNNC_INLINE int rnnc_has_kernel(const rnnc_plain *w)
+{
+    const int nibbles = w->bits == 4 && w->inputs % 2 == 0 && w->sum_bits <= RNNC_NIBBLES_SUM_BITS;
+    return w->tile == 0 && w->map == NULL && (w->bits != 4 || nibbles);
+}
+
+/* Of numbers of 8 bits a copy of as many, which may lie where x itself was put side by side. */
 static inline rnnc_line rnnc_line_of(const rnnc_plain *w, const int16_t *x, uint32_t next, int16_t *copy)
 {
     rnnc_line line = {rnnc_gather(x, next, w->inputs, copy), NULL, 0};
-    if (w->x_bits <= 8) {
+    if (w->x_bits <= 8 && w->bits <= 8 && rnnc_has_kernel(w)) {
         int8_t *narrow = (int8_t *)copy;
         for (uint32_t i = 0; i < w->inputs; i += 8) {
             const mve_pred16_t some = vctp16q(w->inputs - i);
@@ -63,11 +70,11 @@ RNNC_INLINE int32_t rnnc_row16(int32_t sum, const int8_t *w, int16x8_t x, mve_pr
     return vmladavaq_s16(sum, vldrbq_z_s16(w, some), x);
 }
 
-/* Four rows that lie one behind the other; past the last one, it again. */
+/* Four rows that lie one behind the other; past the last one, it again. `rest`: the last vectors are not full. */
 RNNC_INLINE const int8_t *rnnc_four_rows(const rnnc_plain *w, const int8_t *at, uint32_t row, uint32_t count,
-    const rnnc_line *line, int32_t sum[4], int narrow, int unused)
+    const rnnc_line *line, int32_t sum[4], int narrow, int rest)
 {
-    (void)row, (void)unused;
+    (void)row;
     const uint32_t n = w->inputs;
     const int8_t *w0 = at, *w1 = w0 + (count > 1 ? n : 0), *w2 = w1 + (count > 2 ? n : 0), *w3 = w2 + (count > 3 ? n : 0);
     int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
@@ -80,13 +87,13 @@ RNNC_INLINE const int8_t *rnnc_four_rows(const rnnc_plain *w, const int8_t *at, 
             s2 = vmladavaq_s8(s2, vldrbq_s8(w2), some);
             s3 = vmladavaq_s8(s3, vldrbq_s8(w3), some);
         }
-        if (n % 16 > 0) {
-            const mve_pred16_t rest = vctp8q(n % 16);
-            const int8x16_t some = vldrbq_z_s8(x, rest);
-            s0 = rnnc_row8(s0, w0, some, rest);
-            s1 = rnnc_row8(s1, w1, some, rest);
-            s2 = rnnc_row8(s2, w2, some, rest);
-            s3 = rnnc_row8(s3, w3, some, rest);
+        if (rest && n % 16 > 0) {
+            const mve_pred16_t last = vctp8q(n % 16);
+            const int8x16_t some = vldrbq_z_s8(x, last);
+            s0 = rnnc_row8(s0, w0, some, last);
+            s1 = rnnc_row8(s1, w1, some, last);
+            s2 = rnnc_row8(s2, w2, some, last);
+            s3 = rnnc_row8(s3, w3, some, last);
         }
     } else {
         const int16_t *x = line->x;
@@ -97,13 +104,13 @@ RNNC_INLINE const int8_t *rnnc_four_rows(const rnnc_plain *w, const int8_t *at, 
             s2 = vmladavaq_s16(s2, vldrbq_s16(w2), some);
             s3 = vmladavaq_s16(s3, vldrbq_s16(w3), some);
         }
-        if (n % 8 > 0) {
-            const mve_pred16_t rest = vctp16q(n % 8);
-            const int16x8_t some = vldrhq_z_s16(x, rest);
-            s0 = rnnc_row16(s0, w0, some, rest);
-            s1 = rnnc_row16(s1, w1, some, rest);
-            s2 = rnnc_row16(s2, w2, some, rest);
-            s3 = rnnc_row16(s3, w3, some, rest);
+        if (rest && n % 8 > 0) {
+            const mve_pred16_t last = vctp16q(n % 8);
+            const int16x8_t some = vldrhq_z_s16(x, last);
+            s0 = rnnc_row16(s0, w0, some, last);
+            s1 = rnnc_row16(s1, w1, some, last);
+            s2 = rnnc_row16(s2, w2, some, last);
+            s3 = rnnc_row16(s3, w3, some, last);
         }
     }
     sum[0] = s0;
@@ -166,20 +173,20 @@ static inline void rnnc_rows(
     const rnnc_plain *w, uint32_t row, uint32_t count, const rnnc_line *x, const rnnc_out *out)
 {
     const int8_t *at = w->weights + row * (w->inputs * (uint32_t)w->bits / 8);
-    if (w->tile != 0 || w->map != NULL) {
+    if (!rnnc_has_kernel(w)) {
         rnnc_plain_rows(w, row, count, x, out);
-    } else if (w->bits == 8 && x->narrow != NULL) {
-        rnnc_fours(w, at, row, count, x, out, rnnc_four_rows, 1, 0, rnnc_round4);
-    } else if (w->bits == 8) {
-        rnnc_fours(w, at, row, count, x, out, rnnc_four_rows, 0, 0, rnnc_round4);
     } else if (w->bits == 16) {
         rnnc_fours(w, at, row, count, x, out, rnnc_wide_rows, 0, 0, rnnc_round4);
-    } else if (w->inputs % 2 == 0 && w->sum_bits <= RNNC_NIBBLES_SUM_BITS && x->narrow != NULL) {
+    } else if (w->bits == 8 && x->narrow != NULL && w->inputs % 16 == 0) {
+        rnnc_fours(w, at, row, count, x, out, rnnc_four_rows, 1, 0, rnnc_round4);
+    } else if (w->bits == 8 && x->narrow != NULL) {
+        rnnc_fours(w, at, row, count, x, out, rnnc_four_rows, 1, 1, rnnc_round4);
+    } else if (w->bits == 8) {
+        rnnc_fours(w, at, row, count, x, out, rnnc_four_rows, 0, 1, rnnc_round4);
+    } else if (x->narrow != NULL) {
         rnnc_fours(w, at, row, count, x, out, rnnc_nibble_rows, 1, 0, rnnc_round4);
-    } else if (w->inputs % 2 == 0 && w->sum_bits <= RNNC_NIBBLES_SUM_BITS) {
-        rnnc_fours(w, at, row, count, x, out, rnnc_nibble_rows, 0, 0, rnnc_round4);
     } else {
-        rnnc_plain_rows(w, row, count, x, out);
+        rnnc_fours(w, at, row, count, x, out, rnnc_nibble_rows, 0, 0, rnnc_round4);
     }
 }
 

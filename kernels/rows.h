@@ -34,7 +34,7 @@ typedef struct {
     int32_t sum;
 } rnnc_line;
 
-/* Where results go: added to `sum`, or stored in `mid` with so many bits; so far from one to the next. */
+/* Where results go: of RNNC_SUM_BITS, they are added to `sum`, of fewer, stored in `mid`; so far from one to the next. */
 typedef struct {
     int32_t *sum;
     int16_t *mid;
@@ -57,7 +57,7 @@ static inline const int16_t *rnnc_gather(const int16_t *x, uint32_t next, uint32
 /* One sum, rounded by its shift and put at a place. */
 RNNC_INLINE void rnnc_put(const rnnc_out *out, uint32_t place, int32_t sum, int shift)
 {
-    if (out->mid == NULL) {
+    if (out->bits == RNNC_SUM_BITS) {
         out->sum[place * out->next] += rnnc_requant(sum, shift, RNNC_SUM_BITS);
     } else {
         out->mid[place * out->next] = (int16_t)rnnc_requant(sum, shift, out->bits);
@@ -159,17 +159,18 @@ RNNC_INLINE void rnnc_fours(const rnnc_plain *w, const int8_t *at, uint32_t row,
     const int8_t *shifts = w->shifts + row;
     int32_t *y = out->sum;
     int16_t *mid = out->mid;
+    const int bits = out->bits, adding = bits == RNNC_SUM_BITS;
     for (const int8_t *last = shifts + count / 4 * 4; shifts != last; shifts += 4, row += 4) {
         int32_t sum[4];
         at = sums(w, at, row, 4, x, sum, a, b);
-        if (mid == NULL && next == 1) {
+        if (adding && next == 1) {
             round(sum, shifts, RNNC_SUM_BITS);
             RNNC_UNROLL
             for (uint32_t k = 0; k < 4; k++) {
                 y[k] += sum[k];
             }
             y += 4;
-        } else if (mid == NULL) {
+        } else if (adding) {
             round(sum, shifts, RNNC_SUM_BITS);
             RNNC_UNROLL
             for (uint32_t k = 0; k < 4; k++) {
@@ -177,7 +178,7 @@ RNNC_INLINE void rnnc_fours(const rnnc_plain *w, const int8_t *at, uint32_t row,
             }
             y += 4 * next;
         } else {
-            round(sum, shifts, out->bits);
+            round(sum, shifts, bits);
             RNNC_UNROLL
             for (uint32_t k = 0; k < 4; k++) {
                 mid[k * next] = (int16_t)sum[k];

@@ -45,7 +45,7 @@ LAYOUTS = ("rows", "tiles")
 CORES = ("plain", "dsp", "avx2")
 
 
-def _flags(core: str) -> tuple[str, ...]:
+def core_flags(core: str) -> tuple[str, ...]:
     """Of this machine's compiler for the kernels of a core, Cortex-M's with its instructions in C."""
     if core == "avx2" and " avx2 " not in Path("/proc/cpuinfo").read_text(errors="replace"):
         pytest.skip("this machine has no AVX2")
@@ -131,7 +131,7 @@ def _matrices(folder: Path) -> list[tuple[str, int, int, Path]]:
 @pytest.mark.parametrize("core", CORES)
 def test_products_are_those_of_whole_numbers(core, tmp_path, tmp_path_factory):
     """Every structure, order and size of weights; random, silent and extreme x, which need not lie at a word."""
-    flags, matrices = _flags(core), _matrices(tmp_path_factory.getbasetemp() / "matrices")
+    flags, matrices = core_flags(core), _matrices(tmp_path_factory.getbasetemp() / "matrices")
     library = build(tmp_path, *(path for *_, path in matrices), flags=flags)
     for name, bits, x_bits, path in matrices:
         structure, _, n, m, _ = MATRICES[name]
@@ -168,7 +168,7 @@ def test_all_orders_of_weights_are_tried(tmp_path_factory):
 @pytest.mark.parametrize("core", CORES[1:])
 def test_cells_are_those_of_the_plain_kernels(core, tmp_path):
     """Gates and states, which other tests hold to Python for the plain kernels, with formats that shift either way."""
-    flags, sources = _flags(core), {}
+    flags, sources = core_flags(core), {}
     for kind in cells.CELLS:
         for bits, h, c in ((8, Format(16, 15), Format(16, 12)), (16, Format(9, 8), Format(16, 9))):
             taken = Format(bits, bits - 3)

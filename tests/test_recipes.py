@@ -201,7 +201,7 @@ def test_a_run_in_integers(smoke, tmp_path, capsys):
     assert main(["export", "--out", str(out)]) == 0
     said = dict(re.findall(r"^(\w+) +([\d,]+)", capsys.readouterr().out, re.MULTILINE))
     flash = {name: int(number.replace(",", "")) for name, number in said.items()}
-    assert size["bytes"] <= flash["all"] - flash["front"] < 1.1 * size["bytes"]  # tiles are filled up
+    assert size["bytes"] == flash["all"] - flash["front"]
     source = out / "firmware" / "src" / "model.c"
     assert f"{flash['all']} bytes of numbers" in source.with_suffix(".h").read_text()
     assert 4 < json.loads(smoke.result.read_text())["model"]["bytes"] / size["bytes"] < 8

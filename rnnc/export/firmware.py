@@ -31,8 +31,8 @@ TITLE = "rnnc: a denoiser as C"
 SAMPLES = 16384  # of the self-test
 
 
-def write(folder: Path, enhancer: Enhancer, *, version: str, notes: Sequence[str] = ()) -> list[Size]:
-    """Write the folder; what `rnnc.export.model.write` gives is in its src/ under the name `model`.
+def write(folder: Path, enhancer: Enhancer, *, version: str, notes: Sequence[str] = ()) -> list[str]:
+    """Write the folder; what `rnnc.export.model.write` gives is in its src/ under the name `model`, in both layouts.
 
     Args:
       folder: new, empty, or an earlier export, whose files are written anew.
@@ -41,7 +41,7 @@ def write(folder: Path, enhancer: Enhancer, *, version: str, notes: Sequence[str
       notes: lines for the report, about time on chips, say.
 
     Returns:
-      What each layer takes.
+      The lines of the report.
 
     Raises:
       ExportError: the kernels cannot run the model, or the folder holds something else.
@@ -50,26 +50,29 @@ def write(folder: Path, enhancer: Enhancer, *, version: str, notes: Sequence[str
     ours = held and (folder / MARK).is_file() and (folder / MARK).read_text(encoding="utf-8").startswith(TITLE)
     if held and not ours:
         raise ExportError(f"{folder}: holds {', '.join(held[:3])}, must be new, empty or an earlier export")
-    sizes = model.sizes(enhancer, layout="tiles")
+    lines = report(enhancer, notes)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         made = Path(scratch) / "made"
-        _fill(made, enhancer, sizes, version, notes)
+        _fill(made, enhancer, version)
+        (made / MARK).write_text("\n".join(lines) + "\n", encoding="utf-8")
         if not held:
             os.replace(made, folder)  # complete, or not there
-            return sizes
+            return lines
         for path in (path for path in sorted(made.rglob("*")) if path.is_file()):
             target = folder / path.relative_to(made)
             target.parent.mkdir(parents=True, exist_ok=True)
             replace(target, path.read_bytes())
-    return sizes
+    return lines
 
 
-def _fill(folder: Path, enhancer: Enhancer, sizes: Sequence[Size], version: str, notes: Sequence[str]) -> None:
-    sources = folder / "src"
-    words = _words(enhancer, sizes, version)
+def _fill(folder: Path, enhancer: Enhancer, version: str) -> None:
+    sources, words = folder / "src", _words(enhancer, version)
     shutil.copytree(FIXED, folder)
-    model.write(sources, "model", enhancer, layout="tiles")
+    source = model.write(sources, "model", enhancer, layout="tiles")
+    tiles = source.read_text(encoding="ascii")
+    rows = model.write(sources, "model", enhancer, layout="rows").read_text(encoding="ascii")
+    source.write_text(f"#ifdef RNNC_DSP\n{tiles}\n#else\n{rows}\n#endif\n", encoding="ascii")
     shutil.copyfile(KERNELS / "SEMANTICS.md", folder / "SEMANTICS.md")
     for path in (*KERNELS.glob("*.c"), *KERNELS.glob("*.h")):
         shutil.copyfile(path, sources / path.name)
@@ -78,12 +81,11 @@ def _fill(folder: Path, enhancer: Enhancer, sizes: Sequence[Size], version: str,
         path.with_suffix("").write_text(text, encoding="utf-8")
         path.unlink()
     (folder / "library.json").write_text(json.dumps(_platformio(version), indent=2) + "\n", encoding="utf-8")
-    (folder / MARK).write_text("\n".join(report(sizes, notes)) + "\n", encoding="utf-8")
 
 
-def _words(enhancer: Enhancer, sizes: Sequence[Size], version: str) -> dict[str, object]:
+def _words(enhancer: Enhancer, version: str) -> dict[str, object]:
     """What the templates name."""
-    sound = enhancer.model
+    sound, rows = enhancer.model, model.sizes(enhancer, layout="rows")
     latency = sound.stft.window - 1
     return {
         "version": version,
@@ -91,8 +93,9 @@ def _words(enhancer: Enhancer, sizes: Sequence[Size], version: str) -> dict[str,
         "hop": sound.stft.hop,
         "latency": latency,
         "latency_ms": f"{1e3 * latency / sound.rate_hz:.1f}",
-        "flash": sum(size.flash for size in sizes),
-        "memory": memory(sizes),
+        "flash": f"{_flash(rows):,d}",
+        "flash_dsp": f"{_flash(model.sizes(enhancer, layout='tiles')):,d}",
+        "memory": memory(rows),
         "samples": SAMPLES,
         "checksum": f"0x{zlib.crc32(answer(enhancer).astype('<i2').tobytes()):08X}",
     }
@@ -117,14 +120,22 @@ def memory(sizes: Sequence[Size]) -> int:
     return sum(size.state for size in sizes) + max(size.scratch for size in sizes)
 
 
-def report(sizes: Sequence[Size], notes: Sequence[str] = ()) -> list[str]:
-    """The lines of the report."""
-    lines = [TITLE, "", f"{'layer':8s} {'flash':>9s} {'state':>7s} {'scratch':>8s}  bytes"]
-    lines += [f"{size.name:8s} {size.flash:9,d} {size.state:7,d} {size.scratch:8,d}" for size in sizes]
-    flash, state = sum(size.flash for size in sizes), sum(size.state for size in sizes)
-    lines.append(f"{'all':8s} {flash:9,d} {state:7,d} {memory(sizes) - state:8,d}")
-    lines += ["", f"Memory: {memory(sizes):,d} bytes, state and scratch, which layers share. Code and tables of the"]
-    lines.append("activations come on top of flash: see your linker's map.")
+def _flash(sizes: Sequence[Size]) -> int:
+    return sum(size.flash for size in sizes)
+
+
+def report(enhancer: Enhancer, notes: Sequence[str] = ()) -> list[str]:
+    """The lines of the report: what each layer takes, then the notes."""
+    rows, tiles = model.sizes(enhancer, layout="rows"), model.sizes(enhancer, layout="tiles")
+    lines = [TITLE, "", f"{'layer':8s} {'flash':>9s} {'RNNC_DSP':>9s} {'state':>7s} {'scratch':>8s}  bytes"]
+    lines += [f"{a.name:8s} {a.flash:9,d} {b.flash:9,d} {a.state:7,d} {a.scratch:8,d}" for a, b in zip(rows, tiles)]
+    state = sum(size.state for size in rows)
+    lines.append(f"{'all':8s} {_flash(rows):9,d} {_flash(tiles):9,d} {state:7,d} {memory(rows) - state:8,d}")
+    lines += [
+        "",
+        f"Memory: {memory(rows):,d} bytes, state and scratch, which layers share. In flash, code and the tables",
+    ]
+    lines.append("of the activations are not counted: see your linker's map.")
     return [*lines, *([""] if notes else []), *notes]
 
 

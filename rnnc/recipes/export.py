@@ -19,7 +19,6 @@ def export(out: Path, file: Path, reporter: Reporter) -> None:
     if not file.exists():
         raise ConfigError(f"{file}: no model; train one, or name a file or a shipped one with --model")
     enhancer, _ = load_model(file)
-    sizes = firmware.write(out, enhancer, version=rnnc.__version__)
-    for line in firmware.report(sizes)[2:]:
+    for line in firmware.write(out, enhancer, version=rnnc.__version__)[2:]:
         reporter.say(line)
     reporter.say(f"wrote {out}: its README.md says how to build it; model_selftest() says whether that is right")
