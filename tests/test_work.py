@@ -14,7 +14,7 @@ from kernels import core
 from rnnc import cells, cost
 from rnnc.arith import Fixed, Formats
 from rnnc.audio.stft import Bands, Stft
-from rnnc.export import work
+from rnnc.export import emulate, model, work
 from rnnc.fixed import Format
 from rnnc.model import Enhancer, Model
 from rnnc.recipes import bench
@@ -99,6 +99,26 @@ def test_the_benchmark_writes_a_row_for_each_layer(front, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "counted by QEMU" in printed
     assert "as with 8-bit weights" in printed
+
+
+def test_a_frame_costs_the_same_whatever_is_heard(tmp_path):
+    """Silence, full-scale squares, the extremes, noise: as many instructions, to the last one."""
+    chip, frames, hop = core("m4"), 6, SMALL.stft.hop
+    at, rng = np.arange(frames * hop), np.random.default_rng(0)
+    heard = {
+        "silence": np.zeros(frames * hop),
+        "squares": np.where(at // 9 % 2, 32767, -32768),
+        "lowest": np.full(frames * hop, -32768),
+        "random": rng.integers(-32768, 32768, frames * hop),
+        "soft": rng.normal(0, 30, frames * hop).round(),
+    }
+    sizes = replace(SMALL, formats=(Formats(x=Format(16, 12), h=Format(16, 12)),) * 4)
+    source = model.write(tmp_path, "m0", Enhancer(sizes, rngs=nnx.Rngs(0)), layout=chip.layout)
+    image = emulate.build(chip, [source], tmp_path, sound=True)
+    inputs = {name: pcm.astype(np.int16).reshape(frames, hop) for name, pcm in heard.items()}
+    counts = {name: emulate.count(chip, image, [pcm], [5]).models for name, pcm in inputs.items()}
+    assert all(found == counts["silence"] for found in counts.values()), counts
+    assert counts["silence"][0][-1] > 1000
 
 
 def test_the_benchmark_says_what_is_missing(tmp_path, monkeypatch, capsys):
