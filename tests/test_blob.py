@@ -77,7 +77,7 @@ MODELS = {
     "kron": (lambda: _cell("gru", 6, 8, kernel=Kron(shape_a=(4, 2), shape_b=(2, 3)), recurrent=Kron(terms=2)), "rows"),
     "kron-a-first": (lambda: _cell("fastrnn", 6, 8, kernel=Kron(shape_a=(2, 3), shape_b=(4, 2))), "rows"),
     "hybrid-4-bits": (lambda: _cell("lstm", 6, 8, 4, kernel=Hybrid(rows=2), recurrent=LowRank(rank=2)), "rows"),
-    "joint": (lambda: _cell("lstm", 6, 8, kernel=LowRank(rank=3, stacked=True), recurrent=Joint()), "rows"),
+    "joint": (lambda: _cell("lstm", 6, 8, kernel=LowRank(rank=5, stacked=True), recurrent=Joint()), "rows"),
     "joint-gru": (lambda: _cell("gru", 15, 4, recurrent=Joint()), "rows"),
     "4-bits": (lambda: _cell("fastrnn", 18, 4, 4), "rows"),
     "16-bits": (lambda: _cell("fastrnn", 17, 4, 16), "rows"),
