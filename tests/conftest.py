@@ -7,7 +7,16 @@ import pytest
 
 # Laws whose programs are compiled to run once, and which hold for any compiling
 QUICKLY = (
-    *("test_blob", "test_cost", "test_export", "test_factors", "test_firmware", "test_front", "test_fuzz"),
+    *(
+        "test_blob",
+        "test_cost",
+        "test_export",
+        "test_factors",
+        "test_firmware",
+        "test_front",
+        "test_forged",
+        "test_fuzz",
+    ),
     *("test_kernels", "test_latency", "test_static", "test_structure", "test_targets", "test_work"),
 )
 

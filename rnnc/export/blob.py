@@ -40,7 +40,11 @@ def packed(model: Cell | Skip | Sequence[Cell] | Enhancer, layout: Layout = "row
     >>> data[:4], len(data) % 4, zlib.crc32(data)  # a whole with its checksum behind it has this one
     (b'RNNC', 0, 558161692)
     """
-    whole = top(model, layout)
+    return encoded(top(model, layout))
+
+
+def encoded(whole: Struct) -> bytes:
+    """The bytes of a structure of `KINDS`."""
     arrays: dict[int, Array] = {}
     words: list[int | Array] = [KINDS.index(whole.kind)]
     _words(whole.kind, whole, words)
