@@ -40,6 +40,14 @@ def _all(number: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda numbers: np.full_like(numbers, number)
 
 
+def _many(count: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda numbers: np.resize(numbers, count)
+
+
+def _within(where: str, **fields: object) -> list[Change]:
+    return [(f"{where}.{key.replace('__', '.')}", value) for key, value in fields.items()]
+
+
 def _turned_round(value: Structs) -> Structs:
     return replace(value, items=value.items[::-1])
 
@@ -47,6 +55,7 @@ def _turned_round(value: Structs) -> Structs:
 # name: the model, what is changed, and what loading says of it
 LIES: dict[str, tuple[str, list[Change], str]] = {
     "sums are small": ("gru", [(CELL + "kernel.plain.sum_bits", 10)], "SUM"),
+    "sums are at least as wide as x": ("gru", [(CELL + "kernel.plain.sum_bits", 7)], "SUM"),
     "sums fit": (
         "16-bits",
         [
@@ -68,10 +77,33 @@ LIES: dict[str, tuple[str, list[Change], str]] = {
         [
             *((CELL + "kernel.first.outputs", 9), (CELL + "kernel.first.inputs", 2)),
             *((CELL + "kernel.x_line", 2), (CELL + "kernel.y_second", 3)),
-            (CELL + "kernel.first.shifts", lambda numbers: np.resize(numbers, 9)),
+            (CELL + "kernel.first.shifts", _many(9)),
         ],
         "SHAPE",
     ),
+    "a term is a whole one": ("kron", [(CELL + "kernel.terms", 4)], "SHAPE"),
+    "factors have the blocks": ("kron", _within(CELL + "kernel.second", outputs=11), "SHAPE"),
+    "little scratch": (
+        "kron-a-first",
+        [
+            *_within(CELL + "kernel", inputs=4000, outputs=4000, x_line=1, x_next=1, y_first=1, y_second=4000),
+            *_within(CELL + "kernel.first", outputs=4000, inputs=1, weights=_many(4000), shifts=_many(4000)),
+            *_within(CELL + "kernel.second", outputs=1, inputs=4000, weights=_many(4000), shifts=_many(1)),
+        ],
+        "RANGE",
+    ),
+    "a low rank takes all of x": ("joint", [(CELL + "kernel.first.inputs", 13)], "SHAPE"),
+    "a low rank is one": ("joint", [(CELL + "kernel.first.outputs", 4)], "SHAPE"),
+    "a low rank gives all of y": ("joint", [(CELL + "kernel.second.outputs", 31)], "SHAPE"),
+    "a low rank has no terms": ("joint", [(CELL + "kernel.terms", 1)], "SHAPE"),
+    "a low rank has no strides": ("joint", [(CELL + "kernel.y_first", 1)], "SHAPE"),
+    "a dense matrix takes all of x": ("gru", [(CELL + "kernel.plain.inputs", 2)], "SHAPE"),
+    "a dense matrix has its rows": ("gru", [(CELL + "kernel.plain.outputs", 11)], "SHAPE"),
+    "a dense matrix gives all of y": ("gru", _within(CELL + "kernel", plain__outputs=11, top=11), "SHAPE"),
+    "blocks make up y": ("hybrid-4-bits", _within(CELL + "kernel", outputs=33), "SHAPE"),
+    "a kernel takes x": ("gru", _within(CELL + "kernel", plain__inputs=2, inputs=2), "SHAPE"),
+    "a recurrent matrix takes h": ("gru", _within(CELL + "recurrent", plain__inputs=2, inputs=2), "SHAPE"),
+    "a layer takes what is below": ("denoiser", _within("net.layer.0.mat", plain__inputs=2, inputs=2), "SHAPE"),
     "strides are those of an order": ("kron", [(CELL + "kernel.x_line", 1)], "SHAPE"),
     "rows of a tile are used together": (
         "tiles",
