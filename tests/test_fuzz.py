@@ -47,7 +47,7 @@ def _fuzzed(program: Path, seeds: list[bytes], seconds: int, folder: Path) -> di
         (corpus / f"seed{i}").write_bytes(seed)
     options = [f"-max_total_time={seconds}", "-max_len=8192", "-timeout=10", "-rss_limit_mb=1024", "-seed=1"]
     done = subprocess.run(
-        [program, *options, "-print_final_stats=1", corpus], capture_output=True, text=True, cwd=folder
+        [program, *options, "-rss_limit_mb=8192", "-print_final_stats=1", corpus], capture_output=True, text=True, cwd=folder
     )
     (folder / "log").write_text(done.stderr)
     assert done.returncode == 0, done.stderr[-4000:]
