@@ -268,6 +268,8 @@ def test_the_exporter_refuses(tmp_path):
         (("unit", _cell("lstm", "dense", None)), "layer 0: its arithmetic is floating point"),
         (("unit", [cell, _cell("lstm", "dense", integers, n=M + 1)]), f"layer 1: takes {M + 1} numbers"),
         (("unit", _cell("gru", "dense", wide, n=3000)), r"cell0_kernel_w, output \d+: its sum can reach"),
+        (("unit", _cell("lstm", "dense", Fixed(formats=Formats(c=Format(16, -1))))), "cell0: c has frac -1, must be 0"),
+        (("unit", _cell("gru", "dense", Fixed(formats=Formats(h=Format(16, -2))))), "cell0: h has frac -2, must be 0"),
     ):
         with pytest.raises(model.ExportError, match=message):
             model.write(tmp_path / "out", *given)

@@ -269,6 +269,9 @@ def _formats(where: str, core: Core) -> Formats:
 
 def _cell(source: _Source, what: str, cell: Cell, formats: Formats) -> Struct:
     core, n, m = cell.core, cell.in_features, cell.hidden_features
+    for point in ("c", "h"):
+        if formats[point].frac < 0:
+            raise ExportError(f"{what}: {point} has frac {formats[point].frac}, must be 0 or more for the kernels")
     params = jax.tree.map(np.asarray, _prepared(core, cell.weights()))
     joint = isinstance(core.recurrent, Joint)
     step, chip = core.step, Fixed(formats=formats)
