@@ -149,32 +149,44 @@ RNNC_INLINE void rnnc_finish(const rnnc_four *s, int32_t x_sum, int32_t sum[4], 
     }
 }
 
+/* All columns of a four of rows; returns where the next one begins. */
+RNNC_INLINE const int8_t *rnnc_all_columns(rnnc_four *s, const int8_t *at, const char *x, uint32_t n, int bits, int wide)
+{
+    for (const char *last = x + n / 16 * 32; x != last; x += 32, at += 8 * bits) {
+        rnnc_columns(s, at, x, 0, bits, wide);
+        rnnc_columns(s, at, x, 4, bits, wide);
+        rnnc_columns(s, at, x, 8, bits, wide);
+        rnnc_columns(s, at, x, 12, bits, wide);
+    }
+    if (n % 16 > 0) {
+        if (n & 8U) {
+            rnnc_columns(s, at, x, 0, bits, wide);
+            rnnc_columns(s, at, x, 4, bits, wide);
+            x += 16, at += 4 * bits;
+        }
+        if (n & 4U) {
+            rnnc_columns(s, at, x, 0, bits, wide);
+            x += 8, at += 2 * bits;
+        }
+        if (n % 4 > 0) {
+            rnnc_last_columns(s, at, x, n % 4, bits, wide);
+            at += bits;
+        }
+        if (n % 4 > 2) {
+            rnnc_last_columns(s, at, x + 4, 1, bits, wide);
+            at += bits;
+        }
+    }
+    return at;
+}
+
 /* A four of rows, all columns. */
 RNNC_INLINE const int8_t *rnnc_tile(const rnnc_plain *w, const int8_t *at, uint32_t row, uint32_t count,
     const rnnc_line *line, int32_t sum[4], int bits, int wide)
 {
     (void)row, (void)count;
     rnnc_four s = {{0, 0}, {0, 0}};
-    const char *x = (const char *)line->x;
-    for (const char *last = x + w->inputs / 16 * 32; x != last; x += 32, at += 8 * bits) {
-        rnnc_columns(&s, at, x, 0, bits, wide);
-        rnnc_columns(&s, at, x, 4, bits, wide);
-        rnnc_columns(&s, at, x, 8, bits, wide);
-        rnnc_columns(&s, at, x, 12, bits, wide);
-    }
-    if (w->inputs % 16 > 0) {
-        for (const char *last = x + w->inputs % 16 / 4 * 8; x != last; x += 8, at += 2 * bits) {
-            rnnc_columns(&s, at, x, 0, bits, wide);
-        }
-        if (w->inputs % 4 > 0) {
-            rnnc_last_columns(&s, at, x, w->inputs % 4, bits, wide);
-            at += bits;
-        }
-        if (w->inputs % 4 > 2) {
-            rnnc_last_columns(&s, at, x + 4, 1, bits, wide);
-            at += bits;
-        }
-    }
+    at = rnnc_all_columns(&s, at, (const char *)line->x, w->inputs, bits, wide);
     rnnc_finish(&s, line->sum, sum, bits, wide);
     return at;
 }
@@ -301,6 +313,225 @@ static inline void rnnc_rows(
     } else {
         rnnc_plain_rows(w, row, count, x, out);
     }
+}
+
+/* v 2^-s, halves rounded up, as the upper half of v times 2^(32 - s), s from 2 on. */
+#if defined __arm__
+#define RNNC_TIMES(to, v, scale) __asm__("smmulr %0, %1, %2" : "=r"(to) : "r"(v), "r"(scale))
+#else
+#define RNNC_TIMES(to, v, scale) ((to) = (int32_t)(((int64_t)(v) * (scale) + (INT64_C(1) << 31)) >> 32))
+#endif
+
+enum { RNNC_GRID_INPUTS = 32, RNNC_THIN_INPUTS = 4 };
+
+/* Four rows, or two, whose weights have 16 bits: pairs of columns, each of all rows. */
+typedef struct {
+    uint32_t pair[RNNC_GRID_INPUTS / 2][4];
+    int32_t scale[4];
+} rnnc_wide;
+
+/* Columns 2 i and 2 i + 1 of a row, or 0. */
+static inline uint32_t rnnc_two_weights(const rnnc_plain *w, uint32_t row, uint32_t i)
+{
+    const uint32_t n = w->inputs, from = w->tile == 4 ? row / 4 * 4 * ((n + 1U) / 2 * 2) : row * n;
+    const int32_t a = 2 * i < n ? rnnc_weight(w, from, row, 2 * i) : 0;
+    const int32_t b = 2 * i + 1 < n ? rnnc_weight(w, from, row, 2 * i + 1) : 0;
+    return ((uint32_t)a & 0xFFFFU) | (uint32_t)b << 16;
+}
+
+/* Rows as they are. */
+static inline void rnnc_unpack(const rnnc_plain *w, uint32_t row, uint32_t rows, rnnc_wide *wide)
+{
+    const uint32_t pairs = (w->inputs + 1U) / 2;
+    if (w->tile == 4 && w->bits == 8 && rows == 4 && row % 4 == 0) {
+        const int8_t *at = w->weights + row * pairs * 2;
+        for (uint32_t *pair = wide->pair[0], *last = pair + 4 * pairs; pair != last; pair += 2, at += 4) {
+            uint32_t both, upper;
+            memcpy(&both, at, sizeof both);
+            pair[0] = (uint32_t)__sxtb16((int8x4_t)both);
+            both = (uint32_t)__ssub16((int16x2_t)both, (int16x2_t)pair[0]);
+            RNNC_ODD_BYTES(upper, both);
+            pair[1] = upper;
+        }
+        return;
+    }
+    for (uint32_t i = 0; i < pairs; i++) {
+        for (uint32_t k = 0; k < rows; k++) {
+            wide->pair[i][k] = rnnc_two_weights(w, row + k, i);
+        }
+    }
+}
+
+/* Rows from `row` on; where a sum is shifted by less than 2, its weights are 2^more times as large. */
+static inline void rnnc_widen(const rnnc_plain *w, uint32_t row, uint32_t rows, rnnc_wide *wide)
+{
+    rnnc_unpack(w, row, rows, wide);
+    for (uint32_t k = 0; k < rows; k++) {
+        const int shift = w->shifts[row + k], more = shift < 2 ? 2 - shift : 0;
+        wide->scale[k] = INT32_C(1) << (32 - shift - more);
+        uint32_t *pair = wide->pair[0] + k;
+        for (uint32_t i = 0; more > 0 && i < w->inputs; i += 2, pair += 4) {
+            *pair = (*pair & 0xFFFF0000U) << more | (*pair << more & 0xFFFFU);
+        }
+    }
+}
+
+/* Put the sums of so many rows. */
+RNNC_INLINE void rnnc_put_rows(const int32_t *v, const int32_t *scale, uint32_t rows, int32_t *sum, int16_t *mid,
+    uint32_t next, int adding)
+{
+    RNNC_UNROLL
+    for (uint32_t k = 0; k < rows; k++) {
+        int32_t rounded;
+        RNNC_TIMES(rounded, v[k], scale[k]);
+        if (adding) {
+            sum[k * next] += RNNC_SSAT(rounded, RNNC_SUM_BITS);
+        } else {
+            mid[k * next] = (int16_t)RNNC_SSAT(rounded, 16);
+        }
+    }
+}
+
+/* Four more columns of four rows. */
+RNNC_INLINE void rnnc_wide_columns(int32_t v[4], const char *pair, const char *x, int at)
+{
+    uint32_t left, right, a, b;
+    RNNC_LOAD(left, right, x, 2 * at);
+    RNNC_LOAD(a, b, pair, 8 * at);
+    v[0] = __smlad((int16x2_t)a, (int16x2_t)left, v[0]);
+    v[1] = __smlad((int16x2_t)b, (int16x2_t)left, v[1]);
+    RNNC_LOAD(a, b, pair, 8 * at + 8);
+    v[2] = __smlad((int16x2_t)a, (int16x2_t)left, v[2]);
+    v[3] = __smlad((int16x2_t)b, (int16x2_t)left, v[3]);
+    RNNC_LOAD(a, b, pair, 8 * at + 16);
+    v[0] = __smlad((int16x2_t)a, (int16x2_t)right, v[0]);
+    v[1] = __smlad((int16x2_t)b, (int16x2_t)right, v[1]);
+    RNNC_LOAD(a, b, pair, 8 * at + 24);
+    v[2] = __smlad((int16x2_t)a, (int16x2_t)right, v[2]);
+    v[3] = __smlad((int16x2_t)b, (int16x2_t)right, v[3]);
+}
+
+/* Four rows over all lines; `eights`: of columns, nothing else. */
+RNNC_INLINE void rnnc_wide_rows(const rnnc_wide *wide, uint32_t n, const rnnc_lines *x, int32_t *sum, int16_t *mid,
+    uint32_t next, uint32_t apart, int eights, int adding)
+{
+    const uint32_t step = 2 * x->next, size = 2 * n, back = step - size / 8 * 8;
+    const char *p = (const char *)x->x;
+    for (const char *end = p + x->count * step; p != end; p += back) {
+        int32_t v[4] = {0, 0, 0, 0};
+        const char *pair = (const char *)wide->pair;
+        if (eights) {
+            for (const char *last = p + size; p != last; p += 16, pair += 64) {
+                rnnc_wide_columns(v, pair, p, 0);
+                rnnc_wide_columns(v, pair, p, 4);
+            }
+        } else {
+            for (const char *last = p + size / 8 * 8; p != last; p += 8, pair += 32) {
+                rnnc_wide_columns(v, pair, p, 0);
+            }
+            if (n % 4 > 2) {
+                rnnc_wide_columns(v, pair, p, 0);
+            } else if (n % 4 > 0) {
+                uint32_t left;
+                memcpy(&left, p, sizeof left);
+                RNNC_UNROLL
+                for (uint32_t k = 0; k < 4; k++) {
+                    v[k] = __smlad((int16x2_t)wide->pair[n / 4 * 2][k], (int16x2_t)left, v[k]);
+                }
+            }
+        }
+        rnnc_put_rows(v, wide->scale, 4, sum, mid, next, adding);
+        sum += adding ? apart : 0;
+        mid += adding ? 0 : apart;
+    }
+}
+
+/* Rows of four columns at most, two or four of them held in registers, over all lines. */
+RNNC_INLINE void rnnc_thin_rows(const rnnc_wide *wide, uint32_t rows, const rnnc_lines *x, int32_t *sum, int16_t *mid,
+    uint32_t next, uint32_t apart, int few, int adding)
+{
+    uint32_t first[4], second[4];
+    int32_t scale[4];
+    for (uint32_t k = 0; k < rows; k++) {
+        first[k] = wide->pair[0][k];
+        second[k] = few ? 0 : wide->pair[1][k];
+        scale[k] = wide->scale[k];
+    }
+    const uint32_t step = 2 * x->next;
+    const char *line = (const char *)x->x;
+    for (const char *last = line + x->count * step; line != last; line += step) {
+        uint32_t left, right = 0;
+        int32_t v[4];
+        if (few) {
+            memcpy(&left, line, sizeof left);
+        } else {
+            RNNC_LOAD(left, right, line, 0);
+        }
+        RNNC_UNROLL
+        for (uint32_t k = 0; k < rows; k++) {
+            v[k] = __smuad((int16x2_t)first[k], (int16x2_t)left);
+            v[k] = few ? v[k] : __smlad((int16x2_t)second[k], (int16x2_t)right, v[k]);
+        }
+        rnnc_put_rows(v, scale, rows, sum, mid, next, adding);
+        sum += adding ? apart : 0;
+        mid += adding ? 0 : apart;
+    }
+}
+
+/* Four rows, or two, of which there are no more columns than the structure holds. */
+RNNC_INLINE void rnnc_rows_of_grid(const rnnc_wide *wide, uint32_t n, uint32_t rows, const rnnc_lines *x, int32_t *sum,
+    int16_t *mid, uint32_t next, uint32_t apart, int adding)
+{
+    if (rows == 2) {
+        rnnc_thin_rows(wide, 2, x, sum, mid, next, apart, 0, adding);
+    } else if (n <= 2) {
+        rnnc_thin_rows(wide, 4, x, sum, mid, next, apart, 1, adding);
+    } else if (n <= RNNC_THIN_INPUTS) {
+        rnnc_thin_rows(wide, 4, x, sum, mid, next, apart, 0, adding);
+    } else if (n % 8 == 0) {
+        rnnc_wide_rows(wide, n, x, sum, mid, next, apart, 1, adding);
+    } else {
+        rnnc_wide_rows(wide, n, x, sum, mid, next, apart, 0, adding);
+    }
+}
+
+/* Whether to unpack weights for so many lines; their numbers and sums have room for what rnnc_widen does. */
+static inline int rnnc_grid_pays(const rnnc_plain *w, uint32_t row, uint32_t count, const rnnc_lines *x)
+{
+    const uint32_t n = w->inputs;
+    int pays = w->map == NULL && w->steps == NULL && w->bits <= 8 && n <= RNNC_GRID_INPUTS;
+    pays = pays && (((uintptr_t)x->x | x->next * 2) & 3U) == 0 && x->count * (n + 20) > 7 * n;
+    for (uint32_t k = row; pays && k < row + count; k++) {
+        const int more = 2 - w->shifts[k];
+        pays = more <= 8 && w->sum_bits + more <= 31;
+    }
+    return pays;
+}
+
+/* Behind the numbers of a line that is no whole number of words another number lies, met by a weight of 0. */
+static inline uint32_t rnnc_grid(const rnnc_plain *w, uint32_t row, uint32_t count, const rnnc_lines *x,
+    const rnnc_out *out, uint32_t apart)
+{
+    const int adding = out->bits == RNNC_SUM_BITS;
+    uint32_t done = 0;
+    if ((!adding && out->bits != 16) || !rnnc_grid_pays(w, row, count, x)) {
+        return 0;
+    }
+    while (done + 4 <= count || (done + 2 <= count && w->inputs <= RNNC_THIN_INPUTS)) {
+        const uint32_t rows = done + 4 <= count ? 4 : 2;
+        rnnc_wide wide;
+        if (w->inputs <= RNNC_THIN_INPUTS) {
+            memset(wide.pair, 0, 2 * sizeof *wide.pair);
+        }
+        rnnc_widen(w, row + done, rows, &wide);
+        if (adding) {
+            rnnc_rows_of_grid(&wide, w->inputs, rows, x, out->sum + done * out->next, out->mid, out->next, apart, 1);
+        } else {
+            rnnc_rows_of_grid(&wide, w->inputs, rows, x, out->sum, out->mid + done * out->next, out->next, apart, 0);
+        }
+        done += rows;
+    }
+    return done;
 }
 
 #endif

@@ -1,8 +1,9 @@
 /* Rows of a plain matrix, four at a time: what the kernels of all cores share.
  *
- * core.h chooses one of plain.h, dsp.h, mve.h and avx2.h. Each has the same four functions:
+ * core.h chooses one of plain.h, dsp.h, mve.h and avx2.h. Each has the same five functions:
  *   rnnc_line_of   x as its kernels take it
  *   rnnc_rows      sums of neighbouring rows over x, rounded and put where they belong
+ *   rnnc_grid      the same over all lines of a grid at once, for the first of the rows; returns how many it took
  *   rnnc_clip      as rnnc_saturate
  *   rnnc_activate  an activation of an array
  */
@@ -41,6 +42,12 @@ typedef struct {
     uint32_t next;
     uint8_t bits;
 } rnnc_out;
+
+/* Lines whose numbers lie side by side, so far from one to the next. */
+typedef struct {
+    const int16_t *x;
+    uint32_t count, next;
+} rnnc_lines;
 
 /* x with its numbers side by side, in `copy` if it must be. */
 static inline const int16_t *rnnc_gather(const int16_t *x, uint32_t next, uint32_t count, int16_t *copy)

@@ -87,6 +87,10 @@ MODELS = {
         lambda: _cell("gru", 6, 8, kernel=Kron(shape_a=(4, 2), shape_b=(2, 3), terms=2), recurrent=LowRank(rank=2)),
         "tiles",
     ),
+    "tiles-of-terms": (
+        lambda: _cell("fastrnn", 6, 8, kernel=Kron(shape_a=(4, 3), shape_b=(2, 2), terms=2)),
+        "tiles",
+    ),
     "tiles-4-bits": (lambda: _cell("fastrnn", 5, 8, 4), "tiles"),
     "steps": (lambda: _cell("gru", 16, 8, kept=0.2, block=(4, 1)), "tiles"),
     "steps-of-tiles": (lambda: _cell("gru", 16, 8, kept=0.2, block=(4, 4)), "tiles"),

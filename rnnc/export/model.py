@@ -327,15 +327,18 @@ def _number(part: Value, *keys: str) -> int:
 
 
 def _scratch(mat: Value) -> int:
-    """Numbers of int32 that a product needs: int16 between its factors, and a copy of what one is applied to."""
-    widest, between = _number(mat, "inputs"), 0
+    """Numbers of int32 that a product needs: int16 between its factors, and copies of what they are applied to."""
+    widest, between, copied = _number(mat, "inputs"), 0, 0
     kind = mat.fields["kind"] if isinstance(mat, Struct) else None
     if kind != "RNNC_DENSE":
         second = _number(mat, "second", "inputs")
         widest, between = max(widest, second), _even(second)
     if kind == "RNNC_KRON":
         between *= _number(mat, "first", "outputs") // _number(mat, "blocks") // _number(mat, "terms")
-    return (between + _even(widest)) // 2
+        line = _number(mat, "first", "inputs")
+        if _number(mat, "x_next") != 1 or line % 2:
+            copied = _number(mat, "inputs") // line * _even(line)
+    return (between + copied + _even(widest)) // 2
 
 
 def _skip(source: _Source, skip: Skip) -> Struct:
@@ -392,7 +395,8 @@ def _kron(source: _Source, what: str, w: Params, x: Format, mid: Format, formats
         first, second, names = w["a"], w["b"], ("a", "b")
         body |= {"x_line": 1, "x_next": n2, "y_first": m2, "y_second": 1}
     outer = second.transpose(0, 2, 1, 3).reshape(blocks * second.shape[2], -1)
-    body["first"] = _plain(source, f"{what}_{names[0]}", first.reshape(-1, first.shape[3]), x, mid, formats, blocks)
+    inner = first.reshape(-1, first.shape[3])
+    body["first"] = _plain(source, f"{what}_{names[0]}", inner, x, mid, formats, blocks * terms)
     body["second"] = _plain(source, f"{what}_{names[1]}", outer, mid, SUM, formats, blocks)
     return body
 

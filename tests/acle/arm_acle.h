@@ -24,6 +24,17 @@ static inline int32_t __smlad(int16x2_t a, int16x2_t b, int32_t sum)
     return (int32_t)(uint32_t)(uint64_t)(total + sum);
 }
 
+static inline int32_t __smuad(int16x2_t a, int16x2_t b)
+{
+    return __smlad(a, b, 0);
+}
+
+static inline int16x2_t __ssub16(int16x2_t a, int16x2_t b)
+{
+    const int32_t low = rnnc_half(a, 0) - rnnc_half(b, 0), high = rnnc_half(a, 1) - rnnc_half(b, 1);
+    return (int32_t)(((uint32_t)low & 0xFFFFU) | (uint32_t)high << 16);
+}
+
 static inline int64_t __smlald(int16x2_t a, int16x2_t b, int64_t sum)
 {
     return sum + (int64_t)rnnc_half(a, 0) * rnnc_half(b, 0) + (int64_t)rnnc_half(a, 1) * rnnc_half(b, 1);
