@@ -119,8 +119,9 @@ CORES = {
         ticks=64.0,
     ),
     "host": Core(name=platform.machine(), compiler="cc"),
+    "host-avx2": Core(name=platform.machine(), compiler="cc", flags=("-mavx2",), macro="RNNC_AVX2"),
 }
-"""By the name of the processor; one with a second compiler has it behind a dash."""
+"""By the name of the processor; one with a second compiler or other kernels has it behind a dash."""
 
 
 def missing(core: Core, *tools: str) -> str:
@@ -132,7 +133,17 @@ def missing(core: Core, *tools: str) -> str:
     needed = [core.compiler, *core.tools, *tools, *filter(None, [core.emulator])]
     lacking = [tool for tool in needed if not shutil.which(tool)]
     named = [tool + (f" (package {PACKAGES[tool]})" if tool in PACKAGES else "") for tool in lacking]
-    return f"{core.name}: {', '.join(named)} is not installed" if lacking else ""
+    if lacking:
+        return f"{core.name}: {', '.join(named)} is not installed"
+    return f"{core.name}: this machine has no AVX2" if core.macro == "RNNC_AVX2" and not _has_avx2() else ""
+
+
+def _has_avx2() -> bool:
+    """Whether this machine's processor says so."""
+    try:
+        return " avx2 " in Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False
 
 
 def build(

@@ -72,10 +72,10 @@ def _kernels(args: argparse.Namespace, reporter: Reporter) -> None:
 def chosen(names: Sequence[str] | None, compiler: str | None, reporter: Reporter) -> list[Core]:
     """The cores of these names (all, if there are none) whose tools are there; says what others lack."""
     found = []
-    for key, core in CORES.items():
+    for core in CORES.values():
         if (names and core.name not in names) or (compiler and (compiler == "clang") != ("clang" in core.compiler)):
             continue
-        tools = ("valgrind",) if key == "host" else ()
+        tools = () if core.emulator else ("valgrind",)
         if lack := emulate.missing(core, *tools):
             reporter.say(f"left out: {lack}")
         else:
