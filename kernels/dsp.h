@@ -149,44 +149,32 @@ RNNC_INLINE void rnnc_finish(const rnnc_four *s, int32_t x_sum, int32_t sum[4], 
     }
 }
 
-/* All columns of a four of rows; returns where the next one begins. */
-RNNC_INLINE const int8_t *rnnc_all_columns(rnnc_four *s, const int8_t *at, const char *x, uint32_t n, int bits, int wide)
-{
-    for (const char *last = x + n / 16 * 32; x != last; x += 32, at += 8 * bits) {
-        rnnc_columns(s, at, x, 0, bits, wide);
-        rnnc_columns(s, at, x, 4, bits, wide);
-        rnnc_columns(s, at, x, 8, bits, wide);
-        rnnc_columns(s, at, x, 12, bits, wide);
-    }
-    if (n % 16 > 0) {
-        if (n & 8U) {
-            rnnc_columns(s, at, x, 0, bits, wide);
-            rnnc_columns(s, at, x, 4, bits, wide);
-            x += 16, at += 4 * bits;
-        }
-        if (n & 4U) {
-            rnnc_columns(s, at, x, 0, bits, wide);
-            x += 8, at += 2 * bits;
-        }
-        if (n % 4 > 0) {
-            rnnc_last_columns(s, at, x, n % 4, bits, wide);
-            at += bits;
-        }
-        if (n % 4 > 2) {
-            rnnc_last_columns(s, at, x + 4, 1, bits, wide);
-            at += bits;
-        }
-    }
-    return at;
-}
-
 /* A four of rows, all columns. */
 RNNC_INLINE const int8_t *rnnc_tile(const rnnc_plain *w, const int8_t *at, uint32_t row, uint32_t count,
     const rnnc_line *line, int32_t sum[4], int bits, int wide)
 {
     (void)row, (void)count;
     rnnc_four s = {{0, 0}, {0, 0}};
-    at = rnnc_all_columns(&s, at, (const char *)line->x, w->inputs, bits, wide);
+    const char *x = (const char *)line->x;
+    for (const char *last = x + w->inputs / 16 * 32; x != last; x += 32, at += 8 * bits) {
+        rnnc_columns(&s, at, x, 0, bits, wide);
+        rnnc_columns(&s, at, x, 4, bits, wide);
+        rnnc_columns(&s, at, x, 8, bits, wide);
+        rnnc_columns(&s, at, x, 12, bits, wide);
+    }
+    if (w->inputs % 16 > 0) {
+        for (const char *last = x + w->inputs % 16 / 4 * 8; x != last; x += 8, at += 2 * bits) {
+            rnnc_columns(&s, at, x, 0, bits, wide);
+        }
+        if (w->inputs % 4 > 0) {
+            rnnc_last_columns(&s, at, x, w->inputs % 4, bits, wide);
+            at += bits;
+        }
+        if (w->inputs % 4 > 2) {
+            rnnc_last_columns(&s, at, x + 4, 1, bits, wide);
+            at += bits;
+        }
+    }
     rnnc_finish(&s, line->sum, sum, bits, wide);
     return at;
 }
@@ -322,7 +310,7 @@ static inline void rnnc_rows(
 #define RNNC_TIMES(to, v, scale) ((to) = (int32_t)(((int64_t)(v) * (scale) + (INT64_C(1) << 31)) >> 32))
 #endif
 
-enum { RNNC_GRID_INPUTS = 32, RNNC_THIN_INPUTS = 4 };
+enum { RNNC_GRID_INPUTS = 16, RNNC_THIN_INPUTS = 4 };
 
 /* Four rows, or two, whose weights have 16 bits: pairs of columns, each of all rows. */
 typedef struct {

@@ -56,12 +56,12 @@ static void kron(const rnnc_mat *mat, uint32_t block, const rnnc_lines *x, int32
     grid(&mat->second, block * q, q, &rows, &out, mat->y_first, copy);
 }
 
-/* The lines of x for `first`, each beginning at a word: copied to `room` where they do not lie so. */
+/* The lines of x for `first`; where their numbers do not lie side by side, copied to `room`, each to a word. */
 static rnnc_lines lines_of(const rnnc_mat *mat, const int16_t *x, int16_t *room)
 {
     const uint32_t k = mat->first.inputs;
     rnnc_lines lines = {x, mat->second.inputs / mat->terms, mat->x_line};
-    if (mat->x_next != 1 || k % 2 != 0) {
+    if (mat->x_next != 1) {
         lines.x = room;
         lines.next = even(k);
         for (uint32_t j = 0; j < lines.count; j++, x += mat->x_line) {
@@ -90,7 +90,7 @@ static uint32_t between(const rnnc_mat *mat)
 static uint32_t copied(const rnnc_mat *mat)
 {
     const uint32_t k = mat->first.inputs;
-    return mat->kind == RNNC_KRON && (mat->x_next != 1 || k % 2 != 0) ? mat->inputs / k * even(k) : 0;
+    return mat->kind == RNNC_KRON && mat->x_next != 1 ? mat->inputs / k * even(k) : 0;
 }
 
 /* Between the factors, a copy of a grid, and one of what a factor is applied to. */

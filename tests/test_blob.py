@@ -91,6 +91,7 @@ MODELS = {
         lambda: _cell("fastrnn", 6, 8, kernel=Kron(shape_a=(4, 3), shape_b=(2, 2), terms=2)),
         "tiles",
     ),
+    "tiles-of-eights": (lambda: _cell("fastrnn", 32, 16, kernel=Kron(shape_a=(4, 4), shape_b=(4, 8))), "tiles"),
     "tiles-4-bits": (lambda: _cell("fastrnn", 5, 8, 4), "tiles"),
     "steps": (lambda: _cell("gru", 16, 8, kept=0.2, block=(4, 1)), "tiles"),
     "steps-of-tiles": (lambda: _cell("gru", 16, 8, kept=0.2, block=(4, 4)), "tiles"),

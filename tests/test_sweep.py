@@ -144,7 +144,7 @@ def test_random_products_are_those_of_the_plain_kernels(key, swept):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "flag"), enumerate(["-O1", "-O2", "-O3", "-Os"], start=1))
+@pytest.mark.parametrize(("seed", "flag"), [(1, "-O1"), (2, "-O2"), (3, "-O3"), (4, "-Os")])
 def test_more_random_products(seed, flag, tmp_path):
     """As above, 1,200 matrices, at every level of optimisation, on all cores with kernels of their own."""
     folder, inputs, wanted = _swept(tmp_path, 60, seed)

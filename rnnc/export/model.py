@@ -336,7 +336,7 @@ def _scratch(mat: Value) -> int:
     if kind == "RNNC_KRON":
         between *= _number(mat, "first", "outputs") // _number(mat, "blocks") // _number(mat, "terms")
         line = _number(mat, "first", "inputs")
-        if _number(mat, "x_next") != 1 or line % 2:
+        if _number(mat, "x_next") != 1:
             copied = _number(mat, "inputs") // line * _even(line)
     return (between + copied + _even(widest)) // 2
 
