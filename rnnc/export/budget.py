@@ -180,7 +180,8 @@ def needs(enhancer: Enhancer, chips: Sequence[Mcu] = MCUS) -> list[Budget]:
     """
     integers, fits = work.integers(enhancer), latency.read()
     layers = work.layers(integers)
-    sizes = {layout: model.sizes(integers, layout=layout) for layout in {chip.layout for chip in chips}}
+    layouts: set[Layout] = {chip.layout for chip in chips}
+    sizes = {layout: model.sizes(integers, layout=layout) for layout in layouts}
     return [_need(enhancer.model, layers, sizes[chip.layout], fits[chip.core], chip) for chip in chips]
 
 
