@@ -8,26 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from members import CELLS, STRUCTURES, each_cell, each_structure
+from members import CELLS, SMALL, STRUCTURES, each_cell, each_structure
 
 from kernels import core
 from rnnc import cells, cost
 from rnnc.arith import Fixed, Formats
-from rnnc.audio.stft import Bands, Stft
 from rnnc.export import emulate, model, work
 from rnnc.fixed import Format
-from rnnc.model import Enhancer, Model
+from rnnc.model import Enhancer
 from rnnc.recipes import bench
 from rnnc.recipes.run import save_model
 from rnnc.structure import Kron
-
-SMALL = Model(
-    rate_hz=4000,
-    stft=Stft(window=64, hop=32),
-    bands=Bands(count=12, low_hz=50.0, high_hz=1900.0),
-    units=(16, 8),
-    hidden=7,
-)
 
 
 def _filled(make):
