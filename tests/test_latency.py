@@ -14,7 +14,7 @@ def _works() -> list[Work]:
     """Layers of every kind, and sizes that have nothing to do with one another."""
     rng, found = np.random.default_rng(0), []
     for kind in KINDS * 12:
-        most = (100_000, 20_000, 20_000, 10_000, 5000, 100_000, 5000)
+        most = (100_000, 20_000, 20_000, 10_000, 5000, 100_000, 30_000, 5000)
         *products, elementwise = map(int, rng.integers(1, most))
         found.append(Work(name="", products={kind: Products(*products)}, elementwise=elementwise))
     return found
@@ -25,7 +25,7 @@ def _terms(layer: Work) -> np.ndarray:
 
 
 def test_a_fit_finds_the_lines_that_were_planted():
-    planted = {kind: np.array([1.0 + i, 3.0 * i, 20.0 - i, 50.0 * i]) for i, kind in enumerate(KINDS)}
+    planted = {kind: np.array([1.0 + i, 3.0 * i, 20.0 - i, 50.0 * i, 4.0]) for i, kind in enumerate(KINDS)}
     works = _works()
     counted = [planted[w.kind] @ _terms(w) + 7 * w.elementwise for w in works]
     found = latency.fit("m4", "gcc", works, counted)
@@ -52,7 +52,7 @@ def test_a_fit_says_how_wrong_it_is():
 def test_layers_of_several_kinds_are_the_sum_of_them():
     """A kernel of one kind and a recurrent matrix of another."""
     lines = {
-        kind: Line(per=(i, 10 * i, 100 * i, 1000 * i), r2=1, macs_r2=1, worst=0, layers=1)
+        kind: Line(per=(i, 10 * i, 100 * i, 1000 * i, 7), r2=1, macs_r2=1, worst=0, layers=1)
         for i, kind in enumerate(KINDS, 1)
     }
     line = Latency(core="m4", compiler="gcc", per_elementwise=5, lines=lines)

@@ -34,6 +34,7 @@ class Products(NamedTuple):
       calls: how often kernels begin with neighbouring rows of a matrix.
       fours: of rows, in all calls; kernels take rows by fours, and a rest of fewer as one.
       padded: multiply-accumulates with the rests filled up.
+      marks: of the maps of what is stored, row by row, that are looked at; none where all of it is.
     """
 
     macs: int
@@ -42,6 +43,7 @@ class Products(NamedTuple):
     calls: int = 0
     fours: int = 0
     padded: int = 0
+    marks: int = 0
 
 
 NOTHING = Products(0, 0, 0)
@@ -82,8 +84,8 @@ def layers(given: Exportable) -> list[Work]:
     >>> cell = GRUCell(6, 8, kernel=LowRank(rank=2), arith=Fixed(formats=Formats()), rngs=nnx.Rngs(0))
     >>> (work,) = layers(cell)
     >>> dict(work.products)  # doctest: +NORMALIZE_WHITESPACE
-    {'lowrank': Products(macs=84, sums=30, inputs=18, calls=6, fours=9, padded=120),
-     'dense': Products(macs=192, sums=24, inputs=8, calls=1, fours=6, padded=192)}
+    {'lowrank': Products(macs=84, sums=30, inputs=18, calls=6, fours=9, padded=120, marks=0),
+     'dense': Products(macs=192, sums=24, inputs=8, calls=1, fours=6, padded=192, marks=0)}
     """
     top = model.root(given)
     stack = top if top.kind == "rnnc_stack" else _struct(top, "stack")
@@ -213,7 +215,8 @@ def _rows(plain: Struct, times: int, parts: int, inputs: int = 0) -> Products:
     rows, stored = _number(plain, "outputs"), _stored(plain)
     fours = -(-rows // parts // 4) * parts
     padded = stored * 4 * fours // rows
-    return Products(times * stored, times * rows, inputs, times * parts, times * fours, times * padded)
+    marks = rows * _number(plain, "inputs") // _number(plain, "block") if "map" in plain.fields else 0
+    return Products(times * stored, times * rows, inputs, *(times * n for n in (parts, fours, padded, marks)))
 
 
 def _sum(*products: Products) -> Products:
