@@ -16,9 +16,20 @@ from jax.extend import core as jex
 
 from rnnc import cells, linen
 from rnnc.arith import Arithmetic, Float
+from rnnc.audio.stft import Bands, Stft
+from rnnc.model import Model
 from rnnc.structure import Dense, Hybrid, Joint, Kron, LowRank, Structure
 
 B, T, N, M = 4, 9, 6, 8  # batch, steps, inputs, units: no two alike
+
+SMALL = Model(
+    rate_hz=4000,
+    stft=Stft(window=64, hop=32),
+    bands=Bands(count=12, low_hz=50.0, high_hz=1900.0),
+    units=(16, 10),
+    hidden=7,
+)
+"""A denoiser with no two sizes alike, for quick exports."""
 
 
 class CellRow(NamedTuple):

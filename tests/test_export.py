@@ -10,25 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from members import quick, thorough
+from members import SMALL, quick, thorough
 
 from kernels import KERNELS, WARNINGS, Net, Stack, build, compiler
 from rnnc import cells, fixed
 from rnnc.arith import Fixed, Formats
-from rnnc.audio.stft import Bands, Stft
 from rnnc.compress.quantise import Quantise, calibrated
 from rnnc.export import host, model
 from rnnc.fixed import Format
 from rnnc.model import Enhancer, Model
 from rnnc.structure import Dense, Joint, Kron, LowRank
 
-SMALL = Model(
-    rate_hz=4000,
-    stft=Stft(window=64, hop=32),
-    bands=Bands(count=12, low_hz=50.0, high_hz=1900.0),
-    units=(16, 10),
-    hidden=7,
-)
 MODELS = {
     "dense": SMALL,
     "skip": replace(SMALL, skip=True),

@@ -35,7 +35,7 @@ LAYERS = (
     (
         "export",
         "export export.tables export.records export.store export.front export.model export.blob export.host"
-        " export.firmware export.emulate export.work export.latency",
+        " export.emulate export.work export.latency export.budget export.firmware",
         "base audio fixed arith structure steps cells model",
     ),
     ("train", "train train.loss train.checkpoint train.loop", "base audio"),
@@ -43,7 +43,7 @@ LAYERS = (
         "recipes",
         "recipes recipes.console recipes.machine recipes.page recipes.rundata recipes.figures recipes.scores"
         " recipes.report recipes.run recipes.runner recipes.denoise recipes.export recipes.evaluate recipes.enhance"
-        " recipes.bench_kernels recipes.bench_latency recipes.bench"
+        " recipes.bench_kernels recipes.bench_latency recipes.bench_budget recipes.bench"
         " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
         " recipes.ladder_report recipes.ladder recipes.adding",
         "root base audio fixed arith structure steps cells linen model compress export train",

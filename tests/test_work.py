@@ -8,25 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from members import CELLS, STRUCTURES, each_cell, each_structure
+from members import CELLS, SMALL, STRUCTURES, each_cell, each_structure
 
 from kernels import core
 from rnnc import cells, cost
 from rnnc.arith import Fixed, Formats
-from rnnc.audio.stft import Bands, Stft
 from rnnc.export import emulate, model, work
 from rnnc.fixed import Format
-from rnnc.model import Enhancer, Model
+from rnnc.model import Enhancer
 from rnnc.recipes import bench
 from rnnc.recipes.run import save_model
-
-SMALL = Model(
-    rate_hz=4000,
-    stft=Stft(window=64, hop=32),
-    bands=Bands(count=12, low_hz=50.0, high_hz=1900.0),
-    units=(16, 8),
-    hidden=7,
-)
+from rnnc.structure import Kron
 
 
 def _filled(make):
@@ -74,7 +66,18 @@ def test_weights_that_are_not_stored_are_no_work():
     recurrent[0, :5] = 0
     cell.set_weights(weights | {"kernel": {"w": jnp.asarray(kernel)}, "recurrent": {"w": jnp.asarray(recurrent)}})
     (found,) = work.layers(cell)
-    assert found.products == {"sparse": (4 * 11, 32, 16), "dense": (8 * 32, 32, 8)}
+    assert found.products == {"sparse": (4 * 11, 32, 16, 1, 8, 4 * 11, 4 * 32), "dense": (8 * 32, 32, 8, 1, 8, 8 * 32, 0)}
+
+
+def test_small_factors_are_called_often():
+    """Of 6 rows a kernel makes two fours; x [3, 4] goes line by line through one factor, then through the other."""
+    structure = Kron(shape_a=(6, 4), shape_b=(6, 3), stacked=True)
+    cell = _filled(lambda: cells.GRUCell(12, 12, kernel=structure, arith=Fixed(formats=Formats()), rngs=nnx.Rngs(0)))
+    found = work.layers(cell)[0].products["kron"]
+    b_first, a_first = 4 * 6 * 3 + 6 * 6 * 4, 3 * 6 * 4 + 6 * 6 * 3
+    assert found.macs in (b_first, a_first)
+    calls = 10 if found.macs == b_first else 9
+    assert (found.calls, found.fours, found.padded) == (calls, 2 * calls, found.macs * 8 // 6)
 
 
 @pytest.mark.parametrize("front", [[], ["front"]])

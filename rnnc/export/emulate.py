@@ -34,6 +34,7 @@ GCC = ("-ffreestanding", "-fbuiltin")  # no library, but what a compiler knows o
 CLANG = ("--target=arm-none-eabi", "-meabi", "gnu", "-fuse-ld=lld-19")
 BARE = ("-nostdlib", "-static", "-Wl,--gc-sections", "-ffunction-sections", "-fdata-sections")
 SECONDS = 120  # for one run; a wrong image may never end
+BUILD_SECONDS = 900  # megabytes of numbers keep a compiler busy, others on the machine keep it longer
 
 
 class EmulatorError(RuntimeError):
@@ -173,14 +174,48 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     table, image, targets = folder / "models.c", folder / "image", kernels / "targets"
     table.write_text(_table(sources, sound), encoding="ascii")
-    command = [core.compiler, "-std=c99", *flags, *core.flags, *([f"-D{core.macro}"] if core.macro else [])]
-    command += [f"-I{kernels}", f"-I{targets}"]
+    command = [*_compile(core, kernels, flags), f"-I{targets}"]
     if core.script:
-        command += ["-idirafter", targets / "include", f"-DRNNC_COUNTER={core.counter:#x}", *BARE]
-        command += [f"-L{targets}", f"-Wl,-T,{core.script}"]
+        command += [f"-DRNNC_COUNTER={core.counter:#x}", *BARE, f"-L{targets}", f"-Wl,-T,{core.script}"]
     files = [*sorted(kernels.glob("*.c")), targets / "image.c", *(targets / name for name in core.start), table]
-    _call([*command, "-o", image, *files, *(["-lgcc"] if core.script and "clang" not in core.compiler else [])])
+    command += ["-o", image, *files, *(["-lgcc"] if core.script and "clang" not in core.compiler else [])]
+    _call(command, seconds=BUILD_SECONDS)
     return image
+
+
+def _compile(core: Core, kernels: Path, flags: Sequence[str]) -> list[str | Path]:
+    """What compiles C for a core."""
+    command = [core.compiler, "-std=c99", *flags, *core.flags, *([f"-D{core.macro}"] if core.macro else [])]
+    return [*command, f"-I{kernels}", *(["-idirafter", kernels / "targets" / "include"] if core.script else [])]
+
+
+def code_bytes(core: Core, sources: Sequence[Path], folder: Path, *, flags: Sequence[str] = ("-O2",)) -> int:
+    """Bytes that C sources take in memory as a core's compiler makes them: instructions, constants and tables.
+
+    Args:
+      core: one of 32 bits.
+      sources: kernels, say, or exported models.
+      folder: for the compiled files.
+      flags: for the compiler.
+
+    Raises:
+      EmulatorError: as for `build`.
+    """
+    if lack := missing(core):
+        raise EmulatorError(lack)
+    folder.mkdir(parents=True, exist_ok=True)
+    found, built = 0, folder / "code.o"
+    for source in sources:
+        _call([*_compile(core, KERNELS, flags), "-c", "-o", built, source])
+        sections = _sections(built.read_bytes())
+        found += int(sections[(sections[:, 2] & 2) != 0, 5].sum())  # those that lie in memory
+    return found
+
+
+def _sections(data: bytes) -> np.ndarray:
+    """The section headers of a 32-bit ELF file, ten numbers each."""
+    start, count = np.frombuffer(data, "<u4", 1, 32), np.frombuffer(data, "<u2", 1, 48)
+    return np.frombuffer(data, "<u4", 10 * int(count[0]), int(start[0])).reshape(-1, 10)
 
 
 class Result(NamedTuple):
@@ -262,9 +297,7 @@ def count(core: Core, image: Path, inputs: Sequence[np.ndarray], beginnings: Seq
 def symbol(image: Path, name: str) -> int:
     """The address of a function in a 32-bit ELF file."""
     data = image.read_bytes()
-    header = np.frombuffer(data, "<u4", 8, 20)
-    count = int(np.frombuffer(data, "<u2", 1, 48)[0])
-    sections = np.frombuffer(data, "<u4", 10 * count, int(header[3])).reshape(count, 10)
+    sections = _sections(data)
     _, _, _, _, start, size, link, *_ = map(int, sections[sections[:, 1] == 2][0])  # the symbols
     names = data[int(sections[link, 4]) :][: int(sections[link, 5])]
     for at, value, *_ in np.frombuffer(data, "<u4", size // 4, start).reshape(-1, 4):
@@ -334,14 +367,14 @@ def _callgrind(core: Core, image: Path, inputs: Sequence[np.ndarray]) -> np.ndar
     return np.array([int(line.split()[1]) for line in totals])[1:]
 
 
-def _call(command: Sequence[str | Path], folder: Path | None = None) -> str:
+def _call(command: Sequence[str | Path], folder: Path | None = None, seconds: int = SECONDS) -> str:
     words = [str(word) for word in command]
     try:
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=seconds)
     except FileNotFoundError:
         raise EmulatorError(f"{words[0]}: is not installed") from None
     except subprocess.TimeoutExpired:
-        raise EmulatorError(f"{' '.join(words)}: did not end in {SECONDS} s") from None
+        raise EmulatorError(f"{' '.join(words)}: did not end in {seconds} s") from None
     if done.returncode:
         raise EmulatorError(f"{' '.join(words)}: failed with status {done.returncode}\n{done.stderr}")
     return done.stdout

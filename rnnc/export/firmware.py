@@ -20,7 +20,7 @@ from flax import nnx
 
 from rnnc.chip import Chip
 from rnnc.container import replace
-from rnnc.export import model
+from rnnc.export import budget, model
 from rnnc.export.host import KERNELS
 from rnnc.export.model import ExportError, Size
 from rnnc.model import Enhancer
@@ -38,7 +38,7 @@ def write(folder: Path, enhancer: Enhancer, *, version: str, notes: Sequence[str
       folder: new, empty, or an earlier export, whose files are written anew.
       enhancer: with formats, and with a front end that the kernels have.
       version: of the library, for the manifests.
-      notes: lines for the report, about time on chips, say.
+      notes: more lines for the report.
 
     Returns:
       The lines of the report.
@@ -97,6 +97,7 @@ def _words(enhancer: Enhancer, version: str) -> dict[str, object]:
         "flash_dsp": f"{_flash(model.sizes(enhancer, layout='tiles')):,d}",
         "memory": memory(rows),
         "samples": SAMPLES,
+        "budget": "\n".join(budget.table(enhancer)),
         "checksum": f"0x{zlib.crc32(answer(enhancer).astype('<i2').tobytes()):08X}",
     }
 
@@ -125,7 +126,7 @@ def _flash(sizes: Sequence[Size]) -> int:
 
 
 def report(enhancer: Enhancer, notes: Sequence[str] = ()) -> list[str]:
-    """The lines of the report: what each layer takes, then the notes."""
+    """The lines of the report: what each layer takes, which chips the whole fits, then the notes."""
     rows, tiles = model.sizes(enhancer, layout="rows"), model.sizes(enhancer, layout="tiles")
     lines = [TITLE, "", f"{'layer':8s} {'flash':>9s} {'RNNC_DSP':>9s} {'state':>7s} {'scratch':>8s}  bytes"]
     lines += [f"{a.name:8s} {a.flash:9,d} {b.flash:9,d} {a.state:7,d} {a.scratch:8,d}" for a, b in zip(rows, tiles)]
@@ -135,8 +136,10 @@ def report(enhancer: Enhancer, notes: Sequence[str] = ()) -> list[str]:
         "",
         f"Memory: {memory(rows):,d} bytes, state and scratch, which layers share. In flash, code and the tables",
     ]
-    lines.append("of the activations are not counted: see your linker's map.")
-    return [*lines, *([""] if notes else []), *notes]
+    lines.append(
+        "of the activations are not counted here, below they are, with all kernels; your linker's map is exact."
+    )
+    return [*lines, "", *budget.table(enhancer), *([""] if notes else []), *notes]
 
 
 def sound(samples: int = SAMPLES) -> np.ndarray:

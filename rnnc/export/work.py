@@ -1,7 +1,7 @@
 """What the layers of an exported model do in a frame: their multiply-accumulates by kernel, their instructions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +10,13 @@ import numpy as np
 from flax import nnx
 
 from rnnc import steps
+from rnnc.arith import Formats
 from rnnc.cells import Cell, Skip
 from rnnc.cost import GATE_ELEMENTWISE
 from rnnc.export import emulate, model
 from rnnc.export.emulate import Core
 from rnnc.export.records import Array, Struct, Structs
+from rnnc.fixed import Format
 from rnnc.model import Enhancer
 
 Exportable = Cell | Skip | Sequence[Cell] | Enhancer
@@ -29,11 +31,22 @@ class Products(NamedTuple):
       macs: multiply-accumulates; a weight that is not stored (where they are stored row by row) makes none.
       sums: how many sums they go into, those between two factors too.
       inputs: how many numbers the matrices take, once for each block of outputs.
+      calls: how often kernels begin with neighbouring rows of a matrix.
+      fours: of rows, in all calls; kernels take rows by fours, and a rest of fewer as one.
+      padded: multiply-accumulates with the rests filled up.
+      marks: of the maps of what is stored, row by row, that are looked at; none where all of it is.
     """
 
     macs: int
     sums: int
     inputs: int
+    calls: int = 0
+    fours: int = 0
+    padded: int = 0
+    marks: int = 0
+
+
+NOTHING = Products(0, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +83,16 @@ def layers(given: Exportable) -> list[Work]:
     >>> from rnnc.structure import LowRank
     >>> cell = GRUCell(6, 8, kernel=LowRank(rank=2), arith=Fixed(formats=Formats()), rngs=nnx.Rngs(0))
     >>> (work,) = layers(cell)
-    >>> dict(work.products)
-    {'lowrank': Products(macs=84, sums=30, inputs=18), 'dense': Products(macs=192, sums=24, inputs=8)}
+    >>> dict(work.products)  # doctest: +NORMALIZE_WHITESPACE
+    {'lowrank': Products(macs=84, sums=30, inputs=18, calls=6, fours=9, padded=120, marks=0),
+     'dense': Products(macs=192, sums=24, inputs=8, calls=1, fours=6, padded=192, marks=0)}
     """
     top = model.root(given)
     stack = top if top.kind == "rnnc_stack" else _struct(top, "stack")
     found = [_cell(f"cell{i}", cell) for i, cell in enumerate(_structs(stack, "cell"))]
     if "skip" in stack.fields:
         gate = _struct(_struct(stack, "skip"), "gate")
-        products = {"dense": Products(_stored(gate), 1, _number(gate, "inputs"))}
+        products = {"dense": _rows(gate, 1, 1, _number(gate, "inputs"))}
         found.append(Work(name="gate", products=products, elementwise=GATE_ELEMENTWISE))
     dense = _structs(top, "layer") if top is not stack else ()
     for name, layer in zip(("dense", "mask"), dense):
@@ -115,6 +129,20 @@ def instructions(
         method = counts.method
         found += [np.diff([0, *beginnings]).tolist() for beginnings in counts.models]
     return method, found
+
+
+def integers(enhancer: Enhancer) -> Enhancer:
+    """A model of integers as it is; one of floating point with 8-bit weights and inputs, for what it would take.
+
+    Its formats are usual ones, on which neither bytes nor instructions depend.
+    """
+    sizes = enhancer.model
+    if sizes.formats:
+        return enhancer
+    wide, taken = Format(16, 12), Format(8, 5)
+    formats = (Formats(x=wide, x_in=taken, h_in=taken, h=wide),) * (len(sizes.units) + 2)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Enhancer(replace(sizes, formats=formats), rngs=nnx.Rngs(0))))
+    return nnx.merge(graph, nnx.state(enhancer))
 
 
 def _batches(models: Sequence[Exportable]) -> list[list[Exportable]]:
@@ -159,8 +187,7 @@ def _cell(name: str, cell: Struct) -> Work:
     for side in ("kernel", "recurrent"):
         if side in cell.fields:
             kind, products = _products(_struct(cell, side))
-            before = total.get(kind, Products(0, 0, 0))
-            total[kind] = Products(*(a + times * b for a, b in zip(before, products)))
+            total[kind] = _sum(total.get(kind, NOTHING), *(times * [products]))
     per_unit = step.elementwise + step.bias + step.recurrent_bias
     return Work(name=name, products=total, elementwise=per_unit * _number(cell, "m"))
 
@@ -171,19 +198,29 @@ def _products(mat: Struct) -> tuple[str, Products]:
     inputs = blocks * _number(mat, "inputs")
     if kind == "RNNC_DENSE":
         plain = _struct(mat, "plain")
-        products = Products(_stored(plain), _number(plain, "outputs"), inputs)
-        return "sparse" if "map" in plain.fields else "dense", products
+        return "sparse" if "map" in plain.fields else "dense", _rows(plain, 1, 1, inputs)
     first, second = _struct(mat, "first"), _struct(mat, "second")
-    inner, outer = _number(first, "outputs"), _number(second, "outputs")
     if kind == "RNNC_LOWRANK":
-        return "lowrank", Products(_stored(first) + _stored(second), inner + outer, inputs)
+        return "lowrank", _sum(_rows(first, 1, blocks, inputs), _rows(second, 1, blocks))
     terms = _number(mat, "terms")
-    lines, across = _number(second, "inputs") // terms, inner // blocks // terms
-    macs, sums = lines * _stored(first) + across * _stored(second), lines * inner + across * outer
+    lines, across = _number(second, "inputs") // terms, _number(first, "outputs") // blocks // terms
+    products = _sum(_rows(first, lines, blocks * terms, inputs), _rows(second, across, blocks))
     if not top:
-        return "kron", Products(macs, sums, inputs)
-    free = _struct(mat, "plain")
-    return "hybrid", Products(macs + _stored(free), sums + _number(free, "outputs"), inputs)
+        return "kron", products
+    return "hybrid", _sum(products, _rows(_struct(mat, "plain"), 1, blocks))
+
+
+def _rows(plain: Struct, times: int, parts: int, inputs: int = 0) -> Products:
+    """All rows of a plain matrix so many times, in so many parts of neighbouring ones."""
+    rows, stored = _number(plain, "outputs"), _stored(plain)
+    fours = -(-rows // parts // 4) * parts
+    padded = stored * 4 * fours // rows
+    marks = rows * _number(plain, "inputs") // _number(plain, "block") if "map" in plain.fields else 0
+    return Products(times * stored, times * rows, inputs, *(times * n for n in (parts, fours, padded, marks)))
+
+
+def _sum(*products: Products) -> Products:
+    return Products(*map(sum, zip(*products)))
 
 
 def _stored(plain: Struct) -> int:

@@ -4,16 +4,11 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from flax import nnx
-
-from rnnc.arith import Formats
 from rnnc.config import ConfigError
 from rnnc.export import emulate, work
 from rnnc.export.emulate import CORES, Core
-from rnnc.fixed import Format
 from rnnc.model import Enhancer
 from rnnc.recipes import console
 from rnnc.recipes.console import Reporter
@@ -58,7 +53,10 @@ def status(work: Callable[[Reporter], None]) -> int:
 
 
 def _kernels(args: argparse.Namespace, reporter: Reporter) -> None:
-    enhancer = integers(load_model(shipped("--model", args.model, ".rnnc", MODELS))[0], reporter)
+    trained, _ = load_model(shipped("--model", args.model, ".rnnc", MODELS))
+    if not trained.model.formats:
+        reporter.say("the model computes in floating point: counted as with 8-bit weights and inputs of its matrices")
+    enhancer = work.integers(trained)
     rows: list[dict[str, object]] = []
     for core in chosen(args.core, args.compiler, reporter):
         rows += _rows(core, enhancer, args.sound, reporter)
@@ -81,18 +79,6 @@ def chosen(names: Sequence[str] | None, compiler: str | None, reporter: Reporter
         else:
             found.append(core)
     return found
-
-
-def integers(enhancer: Enhancer, reporter: Reporter) -> Enhancer:
-    """A model of integers as it is; one of floating point with usual formats, on which counts do not depend."""
-    sizes = enhancer.model
-    if sizes.formats:
-        return enhancer
-    reporter.say("the model computes in floating point: counted as with 8-bit weights and inputs of its matrices")
-    wide, taken = Format(16, 12), Format(8, 5)
-    formats = (Formats(x=wide, x_in=taken, h_in=taken, h=wide),) * (len(sizes.units) + 2)
-    graph, _ = nnx.split(nnx.eval_shape(lambda: Enhancer(replace(sizes, formats=formats), rngs=nnx.Rngs(0))))
-    return nnx.merge(graph, nnx.state(enhancer))
 
 
 def _rows(core: Core, enhancer: Enhancer, sound: bool, reporter: Reporter) -> list[dict[str, object]]:

@@ -2,10 +2,9 @@
 
 import argparse
 import itertools
-import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,14 +14,29 @@ from flax import nnx
 
 from rnnc import cells
 from rnnc.arith import Fixed, Formats
-from rnnc.export import latency, work
-from rnnc.export.latency import KINDS
+from rnnc.audio.stft import Bands, Stft
+from rnnc.config import ConfigError
+from rnnc.export import emulate, latency, work
+from rnnc.export.emulate import Core
+from rnnc.export.host import KERNELS
+from rnnc.export.latency import KINDS, TERMS, Latency
 from rnnc.fixed import Format
+from rnnc.model import Enhancer, Model
 from rnnc.recipes.bench_kernels import CAUTION, chosen, status
 from rnnc.recipes.console import Reporter
 from rnnc.recipes.run import commit
 from rnnc.structure import Dense, Hybrid, Kron, LowRank, Structure
 
+FRONTS = (
+    (64, 32, 8),
+    (128, 64, 8),
+    (256, 128, 32),
+    (256, 64, 16),
+    (512, 256, 128),
+    (512, 256, 32),
+    (1024, 256, 64),
+)
+FRONTS += ((1024, 512, 128), (2048, 512, 128))  # window, hop, bands
 KEPT = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the blocks of a pruned model
 
 
@@ -41,27 +55,50 @@ def main(argv: Sequence[str]) -> int:
 
 def _latency(args: argparse.Namespace, reporter: Reporter) -> None:
     models = [_random(i) for i in range(args.models)]
+    fronts = [_with_front(*sizes) for sizes in FRONTS]
     layers = [layer for model in models for layer in work.layers(model)]
-    fits = []
+    fits = {}
     for core in chosen(args.core, None, reporter):
-        with tempfile.TemporaryDirectory() as folder:
-            method, counted = work.instructions(core, models, Path(folder))
-        fits.append(latency.fit(core.name, core.version(), layers, [n for model in counted for n in model]))
-        reporter.say(f"{core.name}, {fits[-1].compiler}; {len(models)} models, {len(layers)} layers; by {method}")
-        reporter.say("\n".join(_table(fits[-1])))
+        name = next(name for name, known in emulate.CORES.items() if known is core)
+        fits[name] = _fitted(core, models, layers, fronts)
+        reporter.say(f"{core.name}, {core.version()}; {len(models)} models, {len(layers)} layers")
+        reporter.say("\n".join(_table(fits[name])))
+        if args.json:  # what is done is kept
+            command = f"python -m rnnc.recipes.bench latency --models {args.models} --json FILE"
+            latency.write(args.json, fits, {"command": command, "commit": commit()})
+    if not fits:
+        raise ConfigError("latency: no core's tools are installed; the lines above name them")
     reporter.say(CAUTION)
-    if args.json:
-        command = f"python -m rnnc.recipes.bench latency --models {args.models} --json FILE"
-        found = {"command": command, "commit": commit(), "fits": [asdict(fit) for fit in fits]}
-        args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def _table(fit: latency.Latency) -> list[str]:
-    lines = [f"{'kind':8s} {'layers':>6s}  per MAC  per sum  per input      r2   worst  r2 of MACs alone"]
+def _fitted(core: Core, models: Sequence[list], layers: list[work.Work], fronts: Sequence[Enhancer]) -> Latency:
+    """The lines of one core, and the bytes of its code."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, counted = work.instructions(core, models, Path(folder))
+        _, heard = work.instructions(core, fronts, Path(folder) / "sound", sound=True)
+        code = 0 if not core.script else emulate.code_bytes(core, sorted(KERNELS.glob("*.c")), Path(folder) / "code")
+    found = latency.fit(core.name, core.version(), layers, [n for model in counted for n in model])
+    ends = [(model.model.stft, model.model.bands.count) for model in fronts]
+    return replace(found, front=latency.fit_front(ends, [counts[-1] for counts in heard]), code_bytes=code)
+
+
+def _table(fit: Latency) -> list[str]:
+    terms = "  ".join(f"{term:>7s}" for term in TERMS)
+    lines = [f"{'kind':8s} {'layers':>6s}  {terms}      r2   worst  r2 of MACs alone"]
     for kind, line in fit.lines.items():
-        terms = f"{line.per_mac:8.3f} {line.per_sum:8.2f} {line.per_input:10.2f}"
-        lines.append(f"{kind:8s} {line.layers:6d} {terms} {line.r2:7.4f} {line.worst:7.1%}  {line.macs_r2:.4f}")
-    return [*lines, f"and {fit.per_elementwise:.2f} for each elementwise operation"]
+        terms = "  ".join(f"{each:7.2f}" for each in line.per)
+        lines.append(f"{kind:8s} {line.layers:6d}  {terms}  {line.r2:.4f} {line.worst:7.1%}  {line.macs_r2:.4f}")
+    front = fit.front
+    lines.append(f"and {fit.per_elementwise:.2f} for each elementwise operation; the front end {front.per_pass:.2f} a")
+    lines.append(f"number and pass, {front.per_sample:.2f} a sample, {front.per_band:.2f} a band ({front.worst:.1%});")
+    return [*lines, f"code {fit.code_bytes:,d} bytes"]
+
+
+def _with_front(window: int, hop: int, bands: int) -> Enhancer:
+    """A tiny network behind a front end of these sizes."""
+    model = Model(stft=Stft(window=window, hop=hop), bands=Bands(count=bands), units=(4,), hidden=4)
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: Enhancer(model, rngs=nnx.Rngs(0))))
+    return work.integers(nnx.merge(graph, jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), shapes)))
 
 
 def _random(number: int) -> list[cells.Cell]:
@@ -74,6 +111,7 @@ def _random(number: int) -> list[cells.Cell]:
         structure = _structure(kind, n, m, cell.step.gates, rng)
         formats = Formats(x=Format(16, 12), h=Format(16, 12))
         options = {"kernel": structure, "recurrent": structure, "arith": Fixed(formats=formats)}
+        options |= {"kernel_init": nnx.initializers.zeros, "recurrent_kernel_init": nnx.initializers.zeros}
         graph, shapes = nnx.split(
             nnx.eval_shape(lambda n=n, m=m, options=options: cell(n, m, **options, rngs=nnx.Rngs(0)))
         )

@@ -1,4 +1,4 @@
-"""Stage `export`: a trained denoiser as a folder for firmware, and what it takes on a chip."""
+"""Stage `export`: a trained denoiser as a folder for firmware, and what it takes on chips."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from rnnc.recipes.run import load_model
 
 
 def export(out: Path, file: Path, reporter: Reporter) -> None:
-    """Write the folder, and say what each layer takes.
+    """Write the folder, and say what each layer takes, and which chips it fits.
 
     Raises:
       ConfigError: there is no such model.
