@@ -470,7 +470,9 @@ RNNC_INLINE void rnnc_thin_rows(const rnnc_wide *wide, uint32_t rows, const rnnc
 RNNC_INLINE void rnnc_rows_of_grid(const rnnc_wide *wide, uint32_t n, uint32_t rows, const rnnc_lines *x, int32_t *sum,
     int16_t *mid, uint32_t next, uint32_t apart, int adding)
 {
-    if (rows == 2) {
+    if (rows == 2 && n <= 2) {
+        rnnc_thin_rows(wide, 2, x, sum, mid, next, apart, 1, adding);
+    } else if (rows == 2) {
         rnnc_thin_rows(wide, 2, x, sum, mid, next, apart, 0, adding);
     } else if (n <= 2) {
         rnnc_thin_rows(wide, 4, x, sum, mid, next, apart, 1, adding);
