@@ -31,9 +31,9 @@ enum { RNNC_NARROW_SUM_BITS = 24 }; /* of the upper row, for its pair to fit int
 #define RNNC_LOAD(a, b, p, bytes) (memcpy(&(a), (p) + (bytes), 4), memcpy(&(b), (p) + (bytes) + 4, 4))
 #endif
 
-static inline rnnc_line rnnc_line_of(const rnnc_plain *w, const int16_t *x, uint32_t next, int16_t *copy)
+static inline rnnc_line rnnc_line_of(const rnnc_plain *w, const int16_t *x, int16_t *copy)
 {
-    rnnc_line line = {rnnc_gather(x, next, w->inputs, copy), NULL, 0};
+    rnnc_line line = {x, NULL, 0};
     if (((uintptr_t)line.x & 3U) != 0) {
         line.x = memcpy(copy, x, w->inputs * sizeof *x);
     }

@@ -20,7 +20,7 @@ static void lowrank(const rnnc_mat *mat, uint32_t block, const rnnc_line *x, int
     const uint32_t rank = mat->second.inputs, m = mat->second.outputs / mat->blocks;
     const rnnc_out between = {y, mid, 1, mat->mid_bits}, out = {y, mid, 1, RNNC_SUM_BITS};
     rnnc_rows(&mat->first, block * rank, rank, x, &between);
-    const rnnc_line line = rnnc_line_of(&mat->second, mid, 1, copy);
+    const rnnc_line line = rnnc_line_of(&mat->second, mid, copy);
     rnnc_rows(&mat->second, block * m, m, &line, &out);
 }
 
@@ -30,7 +30,7 @@ static void grid(const rnnc_plain *w, uint32_t row, uint32_t count, const rnnc_l
 {
     const uint32_t done = rnnc_grid(w, row, count, x, out, apart);
     for (uint32_t j = 0; done < count && j < x->count; j++) {
-        const rnnc_line line = rnnc_line_of(w, x->x + j * x->next, 1, copy);
+        const rnnc_line line = rnnc_line_of(w, x->x + j * x->next, copy);
         const uint32_t at = done * out->next + j * apart;
         rnnc_out here = *out;
         if (out->bits == RNNC_SUM_BITS) {
@@ -111,12 +111,12 @@ void rnnc_matvec(const rnnc_mat *mat, const int16_t *x, int32_t *y, int32_t *scr
     for (uint32_t g = 0; g < mat->blocks; g++) {
         int32_t *part = y + g * outputs;
         if (mat->top > 0) {
-            const rnnc_line line = rnnc_line_of(&mat->plain, x, 1, copy);
+            const rnnc_line line = rnnc_line_of(&mat->plain, x, copy);
             const rnnc_out out = {part, mid, 1, RNNC_SUM_BITS};
             rnnc_rows(&mat->plain, g * mat->top, mat->top, &line, &out);
         }
         if (mat->kind == RNNC_LOWRANK) {
-            const rnnc_line line = rnnc_line_of(&mat->first, x, 1, copy);
+            const rnnc_line line = rnnc_line_of(&mat->first, x, copy);
             lowrank(mat, g, &line, part + mat->top, mid, copy);
         }
         if (mat->kind == RNNC_KRON) {

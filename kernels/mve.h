@@ -16,9 +16,9 @@ RNNC_INLINE int rnnc_has_kernel(const rnnc_plain *w)
 }
 
 /* Of numbers of 8 bits a copy of as many, which may lie where x itself was put side by side. */
-static inline rnnc_line rnnc_line_of(const rnnc_plain *w, const int16_t *x, uint32_t next, int16_t *copy)
+static inline rnnc_line rnnc_line_of(const rnnc_plain *w, const int16_t *x, int16_t *copy)
 {
-    rnnc_line line = {rnnc_gather(x, next, w->inputs, copy), NULL, 0};
+    rnnc_line line = {x, NULL, 0};
     if (w->x_bits <= 8 && w->bits <= 8 && rnnc_has_kernel(w)) {
         int8_t *narrow = (int8_t *)copy;
         for (uint32_t i = 0; i < w->inputs; i += 8) {

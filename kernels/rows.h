@@ -49,18 +49,6 @@ typedef struct {
     uint32_t count, next;
 } rnnc_lines;
 
-/* x with its numbers side by side, in `copy` if it must be. */
-static inline const int16_t *rnnc_gather(const int16_t *x, uint32_t next, uint32_t count, int16_t *copy)
-{
-    if (next == 1) {
-        return x;
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        copy[i] = x[i * next];
-    }
-    return copy;
-}
-
 /* One sum, rounded by its shift and put at a place. */
 RNNC_INLINE void rnnc_put(const rnnc_out *out, uint32_t place, int32_t sum, int shift)
 {
