@@ -38,6 +38,12 @@ LAYERS = (
         " export.firmware export.emulate export.work export.latency",
         "base audio fixed arith structure steps cells model",
     ),
+    (
+        "search",
+        "search search.values search.space search.gaussian search.propose search.store search.scheduler search.cluster"
+        " search.settings search.study search.tune",
+        "",
+    ),
     ("train", "train train.loss train.checkpoint train.loop", "base audio"),
     (
         "recipes",
@@ -46,7 +52,7 @@ LAYERS = (
         " recipes.bench_kernels recipes.bench_latency recipes.bench"
         " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
         " recipes.ladder_report recipes.ladder recipes.adding",
-        "root base audio fixed arith structure steps cells linen model compress export train",
+        "root base audio fixed arith structure steps cells linen model compress export search train",
     ),
 )
 PLACES = {module: row for row, modules, _ in LAYERS for module in modules.split()}

@@ -1,0 +1,113 @@
+"""Computing on a Dask cluster."""
+
+import contextlib
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rnnc.search.scheduler import Failure, SchedulerError, Score, cores, guarded
+from rnnc.search.space import Configuration
+
+
+class Dask:
+    """A Dask cluster: `Dask("tcp://host:8786")`, or one made on this machine.
+
+    A task whose worker is lost goes to another, as Dask does it; it fails when it has cost four workers. A task that
+    runs past the time limit costs its worker, which its nanny starts again.
+
+    Args:
+      address: of a scheduler; None: a cluster is started here.
+      workers: of that cluster; at a given address, those that are there when the work begins.
+      limit_s: seconds for one configuration, from when it is seen to run; None: for ever.
+
+    Raises:
+      SchedulerError: `distributed` is not installed, or there is no cluster at the address.
+    """
+
+    def __init__(self, address: str | None = None, workers: int = 0, limit_s: float | None = None):
+        try:
+            import distributed  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise SchedulerError(
+                "Dask: needs the package distributed; install rnnc[tune], or choose another scheduler"
+            ) from None
+        if limit_s is not None and not limit_s > 0:
+            raise SchedulerError(f"limit_s: is {limit_s}, must be above 0")
+        self.limit_s, self._cluster = limit_s, None
+        if address is None:
+            self._cluster = distributed.LocalCluster(
+                n_workers=workers or cores(), threads_per_worker=1, dashboard_address=None
+            )
+        try:
+            self._client = distributed.Client(self._cluster or address, timeout=10)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise SchedulerError(f"scheduler {address}: cannot be reached: {error}") from None
+        self._distributed = distributed
+
+    @property
+    def workers(self) -> int:
+        """Threads of the cluster now, 1 or more."""
+        return max(1, sum(self._client.nthreads().values()))
+
+    def __enter__(self) -> "Dask":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the cluster; one that was made here ends."""
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def __call__(self, score: Score, configurations: Iterable[Configuration]) -> Iterator[tuple[Configuration, Any]]:
+        source, running = iter(configurations), {}
+        began: dict[Any, float] = {}
+        try:
+            while True:
+                while len(running) < self.workers and (configuration := next(source, None)) is not None:
+                    running[self._client.submit(guarded, score, configuration, pure=False)] = configuration
+                if not running:
+                    return
+                with contextlib.suppress(self._distributed.TimeoutError):
+                    self._distributed.wait(list(running), timeout=self._patience(), return_when="FIRST_COMPLETED")
+                ended = [future for future in running if future.done()]
+                late = self._late(running, began) if not ended else []
+                for future in ended + late:
+                    configuration = running.pop(future)
+                    yield configuration, self._over_time(future, began) if future in late else _outcome(future)
+        finally:
+            self._client.cancel(list(running))
+
+    def _patience(self) -> float:
+        return min(self.limit_s / 4, 0.5) if self.limit_s else 5.0
+
+    def _late(self, running: dict[Any, Configuration], began: dict[Any, float]) -> list[Any]:
+        """Futures that have been seen to run for longer than the limit."""
+        if not self.limit_s:
+            return []
+        executing = {key for keys in self._client.processing().values() for key in keys}
+        for future in running:
+            if future.key in executing:
+                began.setdefault(future, time.monotonic())
+        return [f for f in running if time.monotonic() - began.get(f, time.monotonic()) > self.limit_s]
+
+    def _over_time(self, future: Any, began: dict[Any, float]) -> Failure:
+        holders = [worker for worker, keys in self._client.processing().items() if future.key in keys]
+        future.cancel(force=True)
+        with contextlib.suppress(Exception):  # a worker without a nanny stays as it is
+            self._client.restart_workers(holders, timeout=30, raise_for_error=False)
+        for other in began:
+            began[other] = time.monotonic()
+        return Failure(f"ran past the time limit of {self.limit_s:g} s")
+
+
+def _outcome(future: Any) -> Any:
+    try:
+        return future.result()
+    except Exception as error:
+        lost = type(error).__name__ in ("KilledWorker", "CancelledError", "FutureCancelledError")
+        words = "its workers died" if lost else traceback.format_exception_only(error)[-1].strip()[:500]
+        return Failure(words, lost=lost)
