@@ -51,7 +51,7 @@ LAYERS = (
         " recipes.report recipes.run recipes.runner recipes.denoise recipes.export recipes.evaluate recipes.enhance"
         " recipes.bench_kernels recipes.bench_latency recipes.bench"
         " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
-        " recipes.ladder_report recipes.ladder recipes.adding",
+        " recipes.ladder_report recipes.ladder recipes.adding recipes.rivals recipes.tune_bench recipes.tune",
         "root base audio fixed arith structure steps cells linen model compress export search train",
     ),
 )

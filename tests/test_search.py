@@ -297,7 +297,7 @@ def test_many_points_are_fitted_by_some_and_predicted_by_all():
     x, y = _data(gaussian.FITTED_ON + 60, 2)
     process = fit(x, y, seed=1)
     assert len(process.x) == len(x)
-    mean, spread = process.predict(x)
+    mean, _ = process.predict(x)
     assert np.corrcoef(mean, y)[0, 1] > 0.99
     assert fit(x, y, seed=1).lengths.tolist() == process.lengths.tolist()
 
@@ -550,7 +550,7 @@ def test_known_results_count_and_cost_nothing():
     assert origins[:3] == ["known", "known", "first"]
     assert len(result.outcomes) == 12
     assert result.best.value == 0.0
-    with pytest.raises(TuneError, match="known: holds .* must hold pairs"):
+    with pytest.raises(TuneError, match=r"known: holds .* must hold pairs"):
         tune(bowl, BOWL, known=[{"x": 1, "y": 1}])
     with pytest.raises(SpaceError, match="y: is missing"):
         tune(bowl, BOWL, first=[{"x": 0.5}])

@@ -19,13 +19,16 @@ class Dask:
     Args:
       address: of a scheduler; None: a cluster is started here.
       workers: of that cluster; at a given address, those that are there when the work begins.
-      limit_s: seconds for one configuration, from when it is seen to run; None: for ever.
+      limit_s: seconds for one configuration on one worker, from when it is seen to run; None: for ever.
+      timeout_s: for the cluster to answer.
 
     Raises:
       SchedulerError: `distributed` is not installed, or there is no cluster at the address.
     """
 
-    def __init__(self, address: str | None = None, workers: int = 0, limit_s: float | None = None):
+    def __init__(
+        self, address: str | None = None, workers: int = 0, limit_s: float | None = None, timeout_s: float = 10.0
+    ):
         try:
             import distributed  # pyright: ignore[reportMissingImports]
         except ImportError:
@@ -40,7 +43,7 @@ class Dask:
                 n_workers=workers or cores(), threads_per_worker=1, dashboard_address=None
             )
         try:
-            self._client = distributed.Client(self._cluster or address, timeout=10)
+            self._client = distributed.Client(self._cluster or address, timeout=timeout_s)
         except (OSError, TimeoutError, ValueError) as error:
             raise SchedulerError(f"scheduler {address}: cannot be reached: {error}") from None
         self._distributed = distributed
@@ -64,7 +67,7 @@ class Dask:
 
     def __call__(self, score: Score, configurations: Iterable[Configuration]) -> Iterator[tuple[Configuration, Any]]:
         source, running = iter(configurations), {}
-        began: dict[Any, float] = {}
+        began: dict[Any, tuple[str, float]] = {}  # on which worker a future has been seen to run, and since when
         try:
             while True:
                 while len(running) < self.workers and (configuration := next(source, None)) is not None:
@@ -84,23 +87,22 @@ class Dask:
     def _patience(self) -> float:
         return min(self.limit_s / 4, 0.5) if self.limit_s else 5.0
 
-    def _late(self, running: dict[Any, Configuration], began: dict[Any, float]) -> list[Any]:
+    def _late(self, running: dict[Any, Configuration], began: dict[Any, tuple[str, float]]) -> list[Any]:
         """Futures that have been seen to run for longer than the limit."""
         if not self.limit_s:
             return []
-        executing = {key for keys in self._client.processing().values() for key in keys}
+        places = {key: worker for worker, keys in self._client.processing().items() for key in keys}
+        now = time.monotonic()
         for future in running:
-            if future.key in executing:
-                began.setdefault(future, time.monotonic())
-        return [f for f in running if time.monotonic() - began.get(f, time.monotonic()) > self.limit_s]
+            place = places.get(future.key, "")
+            if place != began.get(future, ("", now))[0]:
+                began[future] = (place, now)
+        return [f for f in running if began.get(f, ("", now))[0] and now - began[f][1] > self.limit_s]
 
-    def _over_time(self, future: Any, began: dict[Any, float]) -> Failure:
-        holders = [worker for worker, keys in self._client.processing().items() if future.key in keys]
+    def _over_time(self, future: Any, began: dict[Any, tuple[str, float]]) -> Failure:
         future.cancel(force=True)
         with contextlib.suppress(Exception):  # a worker without a nanny stays as it is
-            self._client.restart_workers(holders, timeout=30, raise_for_error=False)
-        for other in began:
-            began[other] = time.monotonic()
+            self._client.restart_workers([began.pop(future)[0]], timeout=10, raise_for_error=False)
         return Failure(f"ran past the time limit of {self.limit_s:g} s")
 
 

@@ -138,9 +138,9 @@ class Store:
         row = self._base.execute("SELECT value FROM study WHERE key = ?", (key,)).fetchone()
         return row["value"] if row else None
 
-    def trials(self) -> list[Trial]:
-        """All trials in the order of their numbers."""
-        rows = self._base.execute("SELECT * FROM trials ORDER BY number")
+    def trials(self, state: State | None = None) -> list[Trial]:
+        """All trials, or those of one state, in the order of their numbers."""
+        rows = self._base.execute("SELECT * FROM trials WHERE ? IN ('', state) ORDER BY number", (state or "",))
         return [Trial(**{**dict(row), "metrics": json.loads(row["metrics"])}) for row in rows]
 
     def add(self, trials: Sequence[Trial], notes: Mapping[str, str] | None = None) -> None:

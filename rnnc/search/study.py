@@ -241,7 +241,7 @@ class Study:
     def _feed(self) -> Iterator[Configuration]:
         """Configurations of the trials that wait; the trial runs when its configuration is taken."""
         while self._extend() if self.settings.asynchronous else True:
-            trial = next((t for t in self.store.trials() if t.state == "waiting"), None)
+            trial = next(iter(self.store.trials("waiting")), None)
             if trial is None:
                 return
             self.store.start(trial.number)
