@@ -1,9 +1,12 @@
 """Computing on a Dask cluster."""
 
 import contextlib
+import math
 import time
 import traceback
+import uuid
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from rnnc.search.scheduler import Failure, SchedulerError, Score, cores, guarded
@@ -67,43 +70,64 @@ class Dask:
 
     def __call__(self, score: Score, configurations: Iterable[Configuration]) -> Iterator[tuple[Configuration, Any]]:
         source, running = iter(configurations), {}
-        began: dict[Any, tuple[str, float]] = {}  # on which worker a future has been seen to run, and since when
         try:
             while True:
                 while len(running) < self.workers and (configuration := next(source, None)) is not None:
-                    running[self._client.submit(guarded, score, configuration, pure=False)] = configuration
+                    task = _Task(configuration)
+                    running[self._client.submit(_watched, score, configuration, task.name, pure=False)] = task
                 if not running:
                     return
                 with contextlib.suppress(self._distributed.TimeoutError):
                     self._distributed.wait(list(running), timeout=self._patience(), return_when="FIRST_COMPLETED")
                 ended = [future for future in running if future.done()]
-                late = self._late(running, began) if not ended else []
-                for future in ended + late:
-                    configuration = running.pop(future)
-                    yield configuration, self._over_time(future, began) if future in late else _outcome(future)
+                for future in ended:
+                    yield running.pop(future).configuration, _outcome(future)
+                for future in self._late(running):
+                    task = running.pop(future)
+                    yield task.configuration, self._stop(future, task)
         finally:
             self._client.cancel(list(running))
 
     def _patience(self) -> float:
         return min(self.limit_s / 4, 0.5) if self.limit_s else 5.0
 
-    def _late(self, running: dict[Any, Configuration], began: dict[Any, tuple[str, float]]) -> list[Any]:
-        """Futures that have been seen to run for longer than the limit."""
+    def _late(self, running: "dict[Any, _Task]") -> list[Any]:
+        """Futures that have run for longer than the limit where they run now, as their workers told."""
         if not self.limit_s:
             return []
-        places = {key: worker for worker, keys in self._client.processing().items() for key in keys}
-        now = time.monotonic()
-        for future in running:
-            place = places.get(future.key, "")
-            if place != began.get(future, ("", now))[0]:
-                began[future] = (place, now)
-        return [f for f in running if began.get(f, ("", now))[0] and now - began[f][1] > self.limit_s]
+        told = {message["task"]: (when, message["worker"]) for when, message in self._client.get_events(_TOPIC) or ()}
+        for task in running.values():
+            if told.get(task.name, task.told) != task.told:
+                task.told, task.since = told[task.name], time.monotonic()
+        return [f for f, task in running.items() if time.monotonic() - task.since > self.limit_s]
 
-    def _over_time(self, future: Any, began: dict[Any, tuple[str, float]]) -> Failure:
+    def _stop(self, future: Any, task: "_Task") -> Failure:
         future.cancel(force=True)
         with contextlib.suppress(Exception):  # a worker without a nanny stays as it is
-            self._client.restart_workers([began.pop(future)[0]], timeout=10, raise_for_error=False)
+            self._client.restart_workers([task.told[1]], timeout=10, raise_for_error=False)
         return Failure(f"ran past the time limit of {self.limit_s:g} s")
+
+
+@dataclass
+class _Task:
+    """A configuration on the cluster: when and where it was last told to run, and since when that is known here."""
+
+    configuration: Configuration
+    told: tuple[float, str] = (0.0, "")
+    since: float = math.inf
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+_TOPIC = "rnnc.search"
+
+
+def _watched(score: Score, configuration: Configuration, task: str) -> Any:
+    """Tell that it begins, then compute; on a worker."""
+    import distributed  # pyright: ignore[reportMissingImports]
+
+    worker = distributed.get_worker()
+    worker.log_event(_TOPIC, {"task": task, "worker": worker.address})
+    return guarded(score, configuration)
 
 
 def _outcome(future: Any) -> Any:
