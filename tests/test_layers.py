@@ -41,7 +41,7 @@ LAYERS = (
     (
         "search",
         "search search.values search.space search.gaussian search.propose search.store search.scheduler search.cluster"
-        " search.settings search.study search.tune",
+        " search.settings search.study search.tune search.importance search.estimator",
         "",
     ),
     ("train", "train train.loss train.checkpoint train.loop", "base audio"),
@@ -51,7 +51,8 @@ LAYERS = (
         " recipes.report recipes.run recipes.runner recipes.denoise recipes.export recipes.evaluate recipes.enhance"
         " recipes.bench_kernels recipes.bench_latency recipes.bench"
         " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
-        " recipes.ladder_report recipes.ladder recipes.adding recipes.rivals recipes.tune_bench recipes.tune",
+        " recipes.ladder_report recipes.ladder recipes.adding"
+        " recipes.rivals recipes.tune_bench recipes.tune_report recipes.tune",
         "root base audio fixed arith structure steps cells linen model compress export search train",
     ),
 )

@@ -156,7 +156,7 @@ METHODS: dict[str, rivals.Method] = {
 }
 
 
-def options(parser: argparse.ArgumentParser) -> None:
+def options(parser: argparse._ArgumentGroup) -> None:
     """What `benchmark` takes, beside --out."""
     parser.add_argument("--functions", metavar="A,B", default="branin,camel,mixed", help=f"of {', '.join(PROBLEMS)}")
     parser.add_argument("--methods", metavar="A,B", default="rnnc,rnnc-cluster,random", help=f"of {', '.join(METHODS)}")
@@ -164,14 +164,14 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--iterations", metavar="N", type=int, default=100, help="batches of 5 (%(default)s)")
 
 
-def benchmark(args: argparse.Namespace, command: str, reporter: Reporter) -> None:
+def benchmark(args: argparse.Namespace, out: Path, command: str, reporter: Reporter) -> None:
     """Run what is not there yet, one seed after the other, and write result.json and table.md after each."""
     functions, methods = _named("--functions", args.functions, PROBLEMS), _named("--methods", args.methods, METHODS)
     for name in ("seeds", "iterations"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name}: is {getattr(args, name)}, must be 1 or more")
-    args.out.mkdir(parents=True, exist_ok=True)
-    runs = _runs(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    runs = _runs(out)
     wanted = [(f, m, seed) for seed in range(args.seeds) for f in functions for m in methods]
     for i, key in enumerate(wanted):
         if len(runs.get(key, {}).get("best", ())) <= args.iterations:
@@ -179,12 +179,12 @@ def benchmark(args: argparse.Namespace, command: str, reporter: Reporter) -> Non
             problem, began = PROBLEMS[function], time.monotonic()
             best = METHODS[method](problem.space, problem.score, seed, args.iterations, BATCH)
             line = {"function": function, "method": method, "seed": seed, "seconds": time.monotonic() - began}
-            with open(args.out / "runs.jsonl", "a", encoding="utf-8") as file:
+            with open(out / "runs.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({**line, "best": best}) + "\n")
-            runs = _runs(args.out)
-            write(args.out, runs, command)
+            runs = _runs(out)
+            write(out, runs, command)
         reporter.progress("benchmark", i + 1, len(wanted), " ".join(map(str, key)))
-    reporter.say(write(args.out, runs, command))
+    reporter.say(write(out, runs, command))
 
 
 def _named(option: str, given: str, known: Mapping[str, Any]) -> list[str]:
@@ -264,9 +264,15 @@ def _table(rows: Sequence[Mapping[str, Any]], runs: Runs) -> str:
     done = {row["function"] for row in rows if "seeds" in row}
     for function, method in dict.fromkeys((row["function"], row["method"]) for row in rows if row["function"] in done):
         own = {r["iteration"]: r for r in rows if (r["function"], r["method"]) == (function, method)}
-        means = [f"{own[mark]['mean_best']:.4f}" if mark in own else "" for mark in marks]
+        most = max(row.get("seeds", 0) for row in own.values())
+        means = [_cell(own[mark], most) if mark in own else "" for mark in marks]
         took = [r["seconds"] / (len(r["best"]) - 1) for key, r in runs.items() if key[:2] == (function, method)]
-        seeds = str(max(r.get("seeds", 0) for r in own.values()) or "")
+        seeds = str(most or "")
         lines.append(f"| {function} | {method} | {seeds} | {' | '.join(means)} | {np.mean(took):.3f} |" if took else
                      f"| {function} | {method} | {seeds} | {' | '.join(means)} | |")  # fmt: skip
     return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any], most: int) -> str:
+    """The mean, and over how many seeds where these are fewer than elsewhere in its line."""
+    return f"{row['mean_best']:.4f}" + (f" ({row['seeds']})" if row.get("seeds", most) < most else "")

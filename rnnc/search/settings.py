@@ -20,7 +20,7 @@ class Halving:
 
     Args:
       key: the name under which a configuration says how much is spent, such as "train.steps"; no parameter of a space.
-      levels: its values, from the least to the most; only trials with the most can be the best.
+      levels: its values, whole numbers from the least to the most; only trials with the most can be the best.
       keep: share of a batch that goes from one level to the next, at least one.
 
     Source: successive halving (Jamieson and Talwalkar 2016), as an option beside Mango's search. The process sees the
@@ -28,7 +28,7 @@ class Halving:
     """
 
     key: str
-    levels: tuple[float, ...]
+    levels: tuple[int, ...]
     keep: float = 1 / 3
 
     def __post_init__(self) -> None:
