@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from rnnc.search.space import Configuration
 
 Score = Callable[[Configuration], Any]
-_READY = "ready"
+_READY = "ready"  # what a worker says once it has started; results come in a tuple
 GRACE_S = 2.0  # from asking a process to end to killing it
 
 
@@ -197,8 +197,10 @@ class _Worker:
     def result(self) -> Any:
         """What came out of a worker that is ready; it may have died of it."""
         with contextlib.suppress(EOFError, OSError):
-            if self.pipe.poll():
-                return self.pipe.recv()
+            while self.pipe.poll():
+                said = self.pipe.recv()
+                if said != _READY:
+                    return said[0]
             if self.process.is_alive() and time.monotonic() >= self.until:
                 self.stop(at_once=True)
                 return Failure(f"ran past the time limit of {self.limit_s:g} s")
@@ -244,11 +246,11 @@ def _work(pipe: Any, score: Score, prepare: Callable[[], None] | None) -> None:
             return
         result = guarded(score, configuration)
         try:
-            pipe.send(result)
+            pipe.send((result,))
         except OSError:
             return
         except Exception as error:  # a result that cannot be sent
-            pipe.send(Failure(f"its result cannot be sent: {error}"))
+            pipe.send((Failure(f"its result cannot be sent: {error}"),))
 
 
 def _die_with_parent() -> None:
