@@ -78,3 +78,41 @@ def test_a_lost_worker_costs_nothing(tmp_path):
 def test_no_cluster_says_so():
     with pytest.raises(SchedulerError, match=r"scheduler tcp://127\.0\.0\.1:1: cannot be reached"):
         Dask("tcp://127.0.0.1:1", timeout_s=0.5)
+
+
+def nap(configuration) -> float:
+    """Half a second, then a bowl."""
+    time.sleep(0.5)
+    return bowl(configuration)
+
+
+def throughput(trials: int, kill: int) -> str:
+    """The same study in this process and on four workers, of which some are killed; a line about it."""
+    settings, seconds, found = Settings(trials=trials, batch=16), {}, {}
+    with Dask(workers=4) as cluster:
+        for name, who in (("serial", None), ("four workers", cluster)):
+            began = time.monotonic()
+            found[name] = tune(nap, BOWL, settings, scheduler=who)
+            seconds[name] = time.monotonic() - began
+        killed = []
+
+        def observe(outcome) -> None:
+            if len(killed) < kill and outcome.trial.number >= 8 * (len(killed) + 1):
+                workers = cluster._client.run(os.getpid)
+                killed.append(sorted(workers.values())[0])
+                os.kill(killed[-1], signal.SIGKILL)
+
+        with_kills = tune(nap, BOWL, settings, scheduler=cluster, observe=observe)
+    wanted = [(o.configuration, o.value) for o in found["serial"].outcomes]
+    for result in (found["four workers"], with_kills):
+        assert [(o.configuration, o.value) for o in result.outcomes] == wanted, "another study"
+    ratio = seconds["serial"] / seconds["four workers"]
+    serial_s, four_s = seconds.values()
+    return (
+        f"{trials} trials: serial {serial_s:.1f} s, four workers {four_s:.1f} s, {ratio:.2f} times as fast; "
+        f"the same trials, also with {len(killed)} workers killed"
+    )
+
+
+if __name__ == "__main__":
+    print(throughput(64, 2))
