@@ -81,8 +81,8 @@ def test_no_cluster_says_so():
 
 
 def nap(configuration) -> float:
-    """Half a second, then a bowl."""
-    time.sleep(0.5)
+    """Two seconds, then a bowl."""
+    time.sleep(2.0)
     return bowl(configuration)
 
 
@@ -90,6 +90,7 @@ def throughput(trials: int, kill: int) -> str:
     """The same study in this process and on four workers, of which some are killed; a line about it."""
     settings, seconds, found = Settings(trials=trials, batch=16), {}, {}
     with Dask(workers=4) as cluster:
+        tune(bowl, BOWL, Settings(trials=16, batch=16), scheduler=cluster)  # workers that have imported what they need
         for name, who in (("serial", None), ("four workers", cluster)):
             began = time.monotonic()
             found[name] = tune(nap, BOWL, settings, scheduler=who)

@@ -29,7 +29,7 @@ from rnnc.search import space as spaces
 from rnnc.search.cluster import Dask
 from rnnc.search.propose import Bayes
 from rnnc.search.scheduler import Processes, Serial
-from rnnc.search.settings import Halving, Outcome, Settings
+from rnnc.search.settings import Halving, Outcome, Result, Settings
 from rnnc.search.space import Configuration, Space
 from rnnc.search.store import Store
 from rnnc.search.study import Study
@@ -283,28 +283,31 @@ def _dispatch(args: argparse.Namespace, command: str, reporter: Reporter) -> Non
 
 
 def search(plan: Plan, args: argparse.Namespace, command: str, reporter: Reporter) -> None:
-    """Do the study, or go on with it, and write what came out."""
+    """Do the study, or go on with it, and write what has come out after each trial."""
     began = time.monotonic()
     with Store(args.out / STUDY) as store, _scheduler(args, plan.tuner) as scheduler:
         note = args.out / "study.json"
         if args.resume and note.exists() and note.read_text(encoding="utf-8") != plan.text:
             raise ConfigError(f"{note}: differs from the recipe given; --resume needs the same one")
 
+        def written(result: Result) -> dict[str, Any]:
+            if result.best is not None:
+                container.replace(args.out / "best.toml", configs.dump(plan.trainer.recipe(result.best.configuration)))
+            origin = {"commit": commit(), "command": command, "seconds": time.monotonic() - began}
+            return tune_report.write(args.out, plan.space, result, origin)
+
         def observe(outcome: Outcome) -> None:
             _say_trial(outcome, reporter)
-            ended = [t for t in store.trials() if t.state in ("done", "failed")]
+            found = study.result()
+            ended = [o for o in found.outcomes if o.trial.state in ("done", "failed")]
             reporter.progress("tuning", len(ended), plan.tuner.trials)
+            written(found)
 
         study = Study(plan.trainer, plan.space, plan.tuner.settings(), scheduler, store, observe=observe)
         mine = own(plan.trainer, plan.space)
         study.open(args.resume, first=[mine] if mine else [])
         container.replace(note, plan.text)
-        result = study.run()
-    origin = {"commit": commit(), "command": command, "seconds": time.monotonic() - began}
-    best = result.best
-    if best is not None:
-        container.replace(args.out / "best.toml", configs.dump(plan.trainer.recipe(best.configuration)))
-    _say(args.out, tune_report.write(args.out, plan.space, result, origin), reporter)
+        _say(args.out, written(study.run()), reporter)
 
 
 def _scheduler(args: argparse.Namespace, tuner: Tuner) -> Any:

@@ -131,9 +131,10 @@ def _summary(result: Table, trials: Sequence[Table]) -> str:
     if first is not None and first.get("value") is not None:
         gain = value(best, "value") - value(first, "value")
         words += f", {number(gain, 3, signed=True)} dB to the recipe as it was ({number(value(first, 'value'), 3)} dB)"
-    pairs = [(name, element("code", text(short(v)))) for name, v in child(best, "configuration").items()]
+    rows = [page.row(element("code", text(name)), text(short(v))) for name, v in child(best, "configuration").items()]
     command = element("pre", text(word(result, "train")))
-    return element("p", text(words + "."), class_="lead") + page.facts(pairs) + element("p", "Train it:") + command
+    lead, values = element("p", text(words + "."), class_="lead"), page.table("The best values", ["Key", "Value"], rows)
+    return lead + values + element("p", "Train it:") + command
 
 
 def _history(trials: Sequence[Table]) -> str:
@@ -147,9 +148,9 @@ def _history(trials: Sequence[Table]) -> str:
         line.append((n, best))
     lines = [
         figures.Line(style="enhanced", x=[n for n, _ in line], y=[v for _, v in line], dots=False),
-        *(figures.Line(style="train", x=[n], y=[v]) for n, v in done),
+        *(figures.Line(style="series7", x=[n], y=[v]) for n, v in done),
     ]
-    keys = element("div", figures.key("enhanced", "best so far"), figures.key("train", "a trial"), class_="key")
+    keys = element("div", figures.key("enhanced", "best so far"), figures.key("series7", "a trial"), class_="key")
     alt = "validation SI-SDR by trial, and the best so far; the numbers are in the table below"
     return keys + element("figure", figures.plot(lines, alt=alt, x_label="trial", y_label="SI-SDR, dB", width=620))
 
