@@ -259,6 +259,24 @@ def _log_posterior(x, y, lengths, scale, noise) -> float:
     )
 
 
+def test_the_slope_is_that_of_the_posterior():
+    """Energies differ as log posteriors by scipy do, and slopes are their central differences."""
+    x, y = _data(15, 2)
+    squares = np.stack([(c[:, None] - c[None]) ** 2 for c in x.T])
+
+    def energy(theta):
+        return gaussian._energy(theta, squares, y, gaussian._prior(2))
+
+    def independent(theta):
+        return -_log_posterior(x, y, np.exp(theta[:2]), np.exp(theta[2]), np.exp(theta[3]))
+
+    base = np.log([0.3, 0.8, 1.5, 0.01])
+    assert energy(base + 0.2)[0] - energy(base)[0] == pytest.approx(independent(base + 0.2) - independent(base))
+    for i, step in enumerate(1e-5 * np.eye(4)):
+        slope = (independent(base + step) - independent(base - step)) / 2e-5
+        assert energy(base)[1][i] == pytest.approx(slope, rel=1e-3, abs=1e-4)  # jitter's own slope is left out
+
+
 def test_hyperparameters_are_the_most_probable():
     x, y = _data(25, 2)
     found = fit(x, y)

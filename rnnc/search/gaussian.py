@@ -89,34 +89,46 @@ def _matern(r: np.ndarray) -> np.ndarray:
 def _hyperparameters(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float, float]:
     """The most probable of two descents, from smooth and from rough; of one where there are many points."""
     n, d = x.shape
-    centre = np.concatenate([np.full(d, np.log(0.4) + 0.5 * np.log(max(d, 1))), [0.0, np.log(1e-4)]])
-    spread = np.concatenate([np.ones(d), [1.0, 2.0]])
-    squares = np.stack([cdist(column[:, None], column[:, None], "sqeuclidean") for column in x.T]) if d else None
+    prior = _prior(d)
+    squares = np.array([cdist(column[:, None], column[:, None], "sqeuclidean") for column in x.T]).reshape(d, n, n)
     bounds = [tuple(np.log(LENGTHS))] * d + [tuple(np.log(SCALES)), tuple(np.log(NOISES))]
-
-    def energy(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        """Negative log posterior and its gradient."""
-        inverse, scale, noise = np.exp(-2 * theta[:d]), np.exp(theta[d]), np.exp(theta[d + 1])
-        r2 = np.tensordot(inverse, squares, 1) if squares is not None else np.zeros((n, n))
-        r = np.sqrt(5 * r2)
-        decay = np.exp(-r)
-        k = scale * (1 + r + r * r / 3) * decay
-        try:
-            factor = cholesky(k + (noise + JITTER * scale) * np.eye(n), lower=True, check_finite=False)
-        except np.linalg.LinAlgError:
-            return 1e25, np.zeros_like(theta)
-        alpha = cho_solve((factor, True), y, check_finite=False)
-        inner = cho_solve((factor, True), np.eye(n), check_finite=False) - np.outer(alpha, alpha)
-        off = (theta - centre) / spread
-        value = 0.5 * y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * off @ off
-        # dk / d log l_d = s 5/3 (1 + r) exp(-r) (a_d - b_d)^2 / l_d^2
-        slope = inner * (scale * 5 / 3 * (1 + r) * decay)
-        lengths = [0.5 * np.sum(slope * squares[i]) * inverse[i] for i in range(d)] if squares is not None else []
-        ends = [0.5 * np.sum(inner * k), 0.5 * noise * np.trace(inner)]
-        return value, np.array([*lengths, *ends]) + off / spread
-
-    starts = [centre, centre + np.concatenate([np.full(d, -1.2), [0.0, 0.0]])]
-    starts, options = starts[: 2 if n < 40 else 1], {"maxiter": 30, "maxfun": 40, "ftol": 1e-5}
-    found = [minimize(energy, s, jac=True, bounds=bounds, method="L-BFGS-B", options=options) for s in starts]
+    starts = [prior[0], prior[0] + np.concatenate([np.full(d, -1.2), [0.0, 0.0]])][: 2 if n < 40 else 1]
+    options = {"maxiter": 30, "maxfun": 40, "ftol": 1e-5}
+    found = [
+        minimize(_energy, s, (squares, y, prior), jac=True, bounds=bounds, method="L-BFGS-B", options=options)
+        for s in starts
+    ]
     theta = min(found, key=lambda result: result.fun).x
     return np.exp(theta[:d]), float(np.exp(theta[d])), float(np.exp(theta[d + 1]))
+
+
+def _prior(d: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and spread of the logarithms of l [D], s and n, see `fit`."""
+    mean = np.concatenate([np.full(d, np.log(0.4) + 0.5 * np.log(max(d, 1))), [0.0, np.log(1e-4)]])
+    return mean, np.concatenate([np.ones(d), [1.0, 2.0]])
+
+
+def _energy(
+    theta: np.ndarray, squares: np.ndarray, y: np.ndarray, prior: tuple[np.ndarray, np.ndarray]
+) -> tuple[float, np.ndarray]:
+    """Negative log posterior of theta = log (l, s, n), but for a constant, and its gradient.
+
+    squares [D, N, N] are (a_d - b_d)^2.  dk / d log l_d = s 5/3 (1 + r) exp(-r) (a_d - b_d)^2 / l_d^2
+    """
+    d, n = len(squares), len(y)
+    inverse, scale, noise = np.exp(-2 * theta[:d]), np.exp(theta[d]), np.exp(theta[d + 1])
+    r = np.sqrt(5 * np.tensordot(inverse, squares, 1))
+    decay = np.exp(-r)
+    k = scale * (1 + r + r * r / 3) * decay
+    try:
+        factor = cholesky(k + (noise + JITTER * scale) * np.eye(n), lower=True, check_finite=False)
+    except np.linalg.LinAlgError:
+        return 1e25, np.zeros_like(theta)
+    alpha = cho_solve((factor, True), y, check_finite=False)
+    inner = cho_solve((factor, True), np.eye(n), check_finite=False) - np.outer(alpha, alpha)
+    off = (theta - prior[0]) / prior[1]
+    value = 0.5 * y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * off @ off
+    slope = inner * (scale * 5 / 3 * (1 + r) * decay)
+    lengths = [0.5 * np.sum(slope * squares[i]) * inverse[i] for i in range(d)]
+    ends = [0.5 * np.sum(inner * k), 0.5 * noise * np.trace(inner)]
+    return value, np.array([*lengths, *ends]) + off / prior[1]
