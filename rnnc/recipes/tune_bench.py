@@ -217,7 +217,7 @@ def write(out: Path, runs: Runs, command: str) -> str:
     pairs = sorted({key[:2] for key in runs}, key=lambda p: (list(PROBLEMS).index(p[0]), list(METHODS).index(p[1])))
     for function, method in pairs:
         mine = [run for key, run in runs.items() if key[:2] == (function, method)]
-        for iteration in MARKS:
+        for iteration in sorted({*MARKS, *(len(run["best"]) - 1 for run in mine)}):
             best = [run["best"][iteration] for run in mine if len(run["best"]) > iteration]
             if best:
                 row = {
@@ -258,7 +258,7 @@ def _test(function: str, method: str, runs: Runs) -> dict[str, Any] | None:
 
 def _table(rows: Sequence[Mapping[str, Any]], runs: Runs) -> str:
     """Markdown: a line for each function and method, a column for each iteration."""
-    marks = [mark for mark in MARKS if mark and any(row["iteration"] == mark for row in rows)]
+    marks = sorted({row["iteration"] for row in rows} - {0})
     lines = [f"| function | method | seeds | {' | '.join(map(str, marks))} | s a batch |"]
     lines.append("|---" * (len(marks) + 4) + "|")
     done = {row["function"] for row in rows if "seeds" in row}

@@ -1,6 +1,7 @@
 """Computing on a Dask cluster."""
 
 import contextlib
+import importlib
 import math
 import time
 import traceback
@@ -33,14 +34,15 @@ class Dask:
         self, address: str | None = None, workers: int = 0, limit_s: float | None = None, timeout_s: float = 10.0
     ):
         try:
-            import distributed  # pyright: ignore[reportMissingImports]
+            distributed: Any = importlib.import_module("distributed")
         except ImportError:
             raise SchedulerError(
                 "Dask: needs the package distributed; install rnnc[tune], or choose another scheduler"
             ) from None
         if limit_s is not None and not limit_s > 0:
             raise SchedulerError(f"limit_s: is {limit_s}, must be above 0")
-        self.limit_s, self._cluster = limit_s, None
+        self.limit_s = limit_s
+        self._cluster: Any = None
         if address is None:
             self._cluster = distributed.LocalCluster(
                 n_workers=workers or cores(), threads_per_worker=1, dashboard_address=None
@@ -123,9 +125,7 @@ _TOPIC = "rnnc.search"
 
 def _watched(score: Score, configuration: Configuration, task: str) -> Any:
     """Tell that it begins, then compute; on a worker."""
-    import distributed  # pyright: ignore[reportMissingImports]
-
-    worker = distributed.get_worker()
+    worker = importlib.import_module("distributed").get_worker()
     worker.log_event(_TOPIC, {"task": task, "worker": worker.address})
     return guarded(score, configuration)
 
