@@ -38,6 +38,12 @@ LAYERS = (
         " export.emulate export.work export.latency export.budget export.firmware",
         "base audio fixed arith structure steps cells model",
     ),
+    (
+        "search",
+        "search search.values search.space search.gaussian search.propose search.store search.scheduler search.cluster"
+        " search.settings search.study search.tune search.importance search.estimator",
+        "",
+    ),
     ("train", "train train.loss train.checkpoint train.loop", "base audio"),
     (
         "recipes",
@@ -45,8 +51,9 @@ LAYERS = (
         " recipes.report recipes.run recipes.runner recipes.denoise recipes.export recipes.evaluate recipes.enhance"
         " recipes.bench_kernels recipes.bench_latency recipes.bench_budget recipes.bench"
         " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
-        " recipes.ladder_report recipes.ladder recipes.adding",
-        "root base audio fixed arith structure steps cells linen model compress export train",
+        " recipes.ladder_report recipes.ladder recipes.adding"
+        " recipes.rivals recipes.tune_bench recipes.tune_report recipes.tune",
+        "root base audio fixed arith structure steps cells linen model compress export search train",
     ),
 )
 PLACES = {module: row for row, modules, _ in LAYERS for module in modules.split()}

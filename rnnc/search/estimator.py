@@ -1,0 +1,86 @@
+"""scikit-learn's search with this tuner: `SearchCV` stands where `RandomizedSearchCV` does."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+try:
+    from sklearn.model_selection._search import BaseSearchCV  # its hook `_run_search` is documented for subclasses
+except ImportError as error:
+    raise ImportError("rnnc.search.estimator: needs scikit-learn; install rnnc[demo]") from error
+
+from rnnc.search.scheduler import Score
+from rnnc.search.settings import Settings
+from rnnc.search.space import Configuration, Space
+from rnnc.search.study import as_spaces
+from rnnc.search.tune import tune
+
+
+class SearchCV(BaseSearchCV):
+    """Cross-validated search for an estimator's parameters, as `RandomizedSearchCV`, but by Bayesian optimisation.
+
+    Args:
+      estimator: any of scikit-learn's, a pipeline too.
+      space: its parameters' values: a mapping or a `Space`; see there.
+      settings: how to search; `trials` in all, `batch` at a time (0: five). Scores are always maximised.
+      scoring, n_jobs, refit, cv, verbose, pre_dispatch, error_score, return_train_score: as in scikit-learn. With
+        several scores `refit` names the one to search by. A candidate with an undefined score is a failed trial.
+
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.svm import SVC
+    >>> from rnnc.search.values import loguniform
+    >>> search = SearchCV(SVC(), {"C": loguniform(-3, 5), "kernel": ["linear", "rbf"]}, Settings(trials=12))
+    >>> search = search.fit(*load_iris(return_X_y=True))
+    >>> bool(search.best_score_ > 0.96), len(search.cv_results_["params"]), sorted(search.best_params_)
+    (True, 12, ['C', 'kernel'])
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        space: Mapping[str, Any] | Space,
+        settings: Settings | None = None,
+        *,
+        scoring: Any = None,
+        n_jobs: int | None = None,
+        refit: Any = True,
+        cv: Any = None,
+        verbose: int = 0,
+        pre_dispatch: Any = "2*n_jobs",
+        error_score: Any = np.nan,
+        return_train_score: bool = False,
+    ):
+        self.space, self.settings = space, settings
+        super().__init__(
+            estimator=estimator,
+            scoring=scoring,
+            n_jobs=n_jobs,
+            refit=refit,
+            cv=cv,
+            verbose=verbose,
+            pre_dispatch=pre_dispatch,
+            error_score=error_score,
+            return_train_score=return_train_score,
+        )
+
+    def _run_search(self, evaluate_candidates: Callable[[list[Configuration]], Mapping[str, Any]]) -> None:
+        """Called by `fit`: candidates go to scikit-learn in batches, which computes them on `n_jobs` workers."""
+        settings = self.settings or Settings()
+        settings = dataclasses.replace(settings, batch=settings.batch or 5, maximise=True, metric="")
+        (space,) = as_spaces(self.space).values()
+
+        def score_by(results: Mapping[str, Any]) -> str:
+            return "mean_test_score" if "mean_test_score" in results else f"mean_test_{self.refit}"
+
+        def schedule(score: Score, configurations: Iterable[Configuration]) -> Iterator[tuple[Configuration, float]]:
+            batch = list(configurations)
+            results = evaluate_candidates(batch)
+            yield from zip(batch, np.asarray(results[score_by(results)], float)[-len(batch) :].tolist())
+
+        tune(_unused, space, settings, scheduler=schedule)
+
+
+def _unused(configuration: Configuration) -> float:
+    raise NotImplementedError("scikit-learn computes the scores")

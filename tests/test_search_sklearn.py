@@ -1,0 +1,72 @@
+"""The tuner in scikit-learn's search: its results are scikit-learn's own, its contract that of RandomizedSearchCV."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from rnnc.search.estimator import SearchCV
+from rnnc.search.importance import importance
+from rnnc.search.settings import Settings
+from rnnc.search.space import Space, When
+from rnnc.search.values import SpaceError, Uniform, loguniform
+
+X, Y = load_iris(return_X_y=True)
+SPACE = {
+    "svc__C": loguniform(-5, 6),
+    "svc__kernel": ["linear", "rbf"],
+    "svc__gamma": When(loguniform(-4, 4), {"svc__kernel": "rbf"}),
+}
+
+
+def _search(**more) -> SearchCV:
+    pipeline = make_pipeline(StandardScaler(), SVC())
+    return SearchCV(pipeline, SPACE, Settings(trials=15, batch=5), cv=3, **more)
+
+
+def test_scores_are_those_of_cross_validation():
+    search = _search().fit(X, Y)
+    results = search.cv_results_
+    assert len(results["params"]) == 15
+    for params, mean in list(zip(results["params"], results["mean_test_score"]))[::5]:
+        assert mean == pytest.approx(cross_val_score(clone(search.estimator).set_params(**params), X, Y, cv=3).mean())
+    assert search.best_score_ == max(results["mean_test_score"])
+    assert search.best_params_ == results["params"][search.best_index_]
+    refitted = clone(search.estimator).set_params(**search.best_params_).fit(X, Y)
+    np.testing.assert_array_equal(search.predict(X), refitted.predict(X))
+
+
+def test_it_is_an_estimator():
+    search = _search(scoring=["accuracy", "f1_macro"], refit="f1_macro")
+    again = clone(search).fit(X, Y)
+    assert again.best_score_ == max(again.cv_results_["mean_test_f1_macro"])
+    assert again.fit(X, Y).best_params_ == clone(search).fit(X, Y).best_params_, "the same seed, the same search"
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.FitFailedWarning", "ignore:One or more of the test scores")
+def test_candidates_that_fail_cost_a_trial():
+    space = {"C": [-1.0, 1.0, 2.0, 3.0]}
+    search = SearchCV(SVC(), space, Settings(trials=4, batch=2), cv=3).fit(X, Y)
+    assert np.isnan(search.cv_results_["mean_test_score"]).sum() == 1
+    assert search.best_params_["C"] > 0
+    with pytest.raises(SpaceError, match="C: is 3, must be"):
+        SearchCV(SVC(), {"C": 3}).fit(X, Y)
+
+
+def test_importance_finds_what_matters():
+    space = Space({"a": Uniform(0, 1), "b": ["u", "v"], "c": range(10), "d": When(Uniform(0, 1), {"b": "v"})})
+    tried = space.sample(60, np.random.default_rng(0))
+    for name, score in (
+        ("a", lambda c: np.sin(3 * c["a"]) + 0.05 * c["c"] / 9),
+        ("b", lambda c: 2.0 * (c["b"] == "u") + 0.2 * c["a"]),
+        ("c", lambda c: -abs(c["c"] - 4) + 0.3 * c["a"]),
+    ):
+        shares = importance(space, tried, [float(score(c)) for c in tried])
+        assert max(shares, key=lambda n: shares[n]) == name
+        assert shares[name] > 0.7
+        assert all(0 <= share <= 1 for share in shares.values())
+    assert set(importance(space, tried, [1.0] * 60).values()) == {0.0}
