@@ -15,6 +15,7 @@ LAYERS = (
     ("root", "rnnc", ""),
     ("base", "config container", ""),
     ("fixed", "fixed", ""),
+    ("bayes", "bayes bayes.moments bayes.priors bayes.esteps bayes.rsbl bayes.estimator", ""),
     (
         "audio",
         "audio audio.sentences audio.espeak audio.voices audio.mumble audio.noises audio.io audio.corpus audio.rooms"
