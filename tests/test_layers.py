@@ -45,9 +45,9 @@ LAYERS = (
         "recipes recipes.console recipes.machine recipes.page recipes.rundata recipes.figures recipes.scores"
         " recipes.report recipes.run recipes.runner recipes.denoise recipes.export recipes.evaluate recipes.enhance"
         " recipes.bench_kernels recipes.bench_latency recipes.bench"
-        " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
+        " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify recipes.sparse_recovery"
         " recipes.ladder_report recipes.ladder recipes.adding",
-        "root base audio fixed arith structure steps cells linen model compress export train",
+        "root base bayes audio fixed arith structure steps cells linen model compress export train",
     ),
 )
 PLACES = {module: row for row, modules, _ in LAYERS for module in modules.split()}
