@@ -68,7 +68,7 @@ def normal(phi: Array, r: Array, gamma: Array, sigma2: Array) -> Normal:
     Source: section 8.1 of our survey.
     """
     identity = jnp.eye(len(r), dtype=phi.dtype)
-    chol = jnp.linalg.cholesky((phi * gamma) @ phi.T + sigma2 * identity)
+    chol = jnp.linalg.cholesky((phi * gamma[None]) @ phi.T + sigma2 * identity)
     inverse = lax.linalg.triangular_solve(chol, identity, left_side=True, lower=True)
     white, b = inverse @ phi, inverse @ r
     share = jnp.clip(gamma * jnp.sum(white**2, axis=0), 0, 1 - jnp.finfo(phi.dtype).eps)  # of gamma that is now known

@@ -50,6 +50,11 @@ class _Settings:
     prior: Prior
     learn: bool
     mode: bool
+
+
+class _Limits(NamedTuple):
+    """What is the same for all problems, and is compiled once for all values."""
+
     prune: float
     tolerance: float
     iterations: int
@@ -140,7 +145,8 @@ def fit(
     ):
         if not good:
             raise ValueError(f"{name}: is {value}, must be {allowed}")
-    settings = _Settings(estep, prior, sigma2 is None, point == "mode", prune, tolerance, iterations)
+    settings = _Settings(estep, prior, sigma2 is None, point == "mode")
+    limits = _Limits(prune, tolerance, iterations)
     designs, targets, shape = _problems(phi, y, dtype)
     (count, n), m = targets.shape, designs.shape[-1]
     level = np.sqrt(np.mean(targets**2, axis=-1, keepdims=True))
@@ -161,7 +167,12 @@ def fit(
         part = slice(first, min(first + batch, count))
         with jax.enable_x64(np.dtype(dtype) == np.float64):
             found = _solve(
-                settings, designs[part] if designs.ndim == 3 else designs, *(a[part] for a in arrays), seed, part
+                settings,
+                limits,
+                designs[part] if designs.ndim == 3 else designs,
+                *(a[part] for a in arrays),
+                seed,
+                part,
             )
         for name, value in found.items():
             solved.setdefault(name, np.empty((count, *value.shape[1:]), value.dtype))[part] = value
@@ -214,6 +225,7 @@ def _spread(name: str, a: ArrayLike, shape: tuple[int, ...], last: tuple[int, ..
 
 def _solve(
     settings: _Settings,
+    limits: _Limits,
     phi: np.ndarray,
     y: np.ndarray,
     sigma2: np.ndarray,
@@ -244,8 +256,8 @@ def _solve(
     )
     solved = {name: np.zeros_like(getattr(carry, name)) for name in carry._fields[:6]}
     while True:
-        batch = batch._replace(carry=_advance(settings, batch.phi, batch.y, batch.units, batch.carry))
-        running = _store(batch, solved) & (solved["iterations"][batch.here] < settings.iterations)
+        batch = batch._replace(carry=_advance(settings, limits, batch.phi, batch.y, batch.units, batch.carry))
+        running = _store(batch, solved) & (solved["iterations"][batch.here] < limits.iterations)
         if not running.any():
             return solved
         batch = _compact(batch, running)
@@ -295,35 +307,35 @@ def _compact(batch: _Batch, running: np.ndarray) -> _Batch:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _advance(settings: _Settings, phi: Array, y: Array, units: Array, carry: _Carry) -> _Carry:
+def _advance(settings: _Settings, limits: _Limits, phi: Array, y: Array, units: Array, carry: _Carry) -> _Carry:
     """Some EM steps of each problem that runs."""
-    step = jax.vmap(functools.partial(_step, settings), in_axes=(0 if phi.ndim == 3 else None, 0, 0, 0))
+    step = jax.vmap(functools.partial(_step, settings, limits), in_axes=(0 if phi.ndim == 3 else None, 0, 0, 0))
 
     def turn(at: tuple[Array, _Carry]) -> tuple[Array, _Carry]:
         return at[0] + 1, step(phi, y, units, at[1])
 
     def go_on(at: tuple[Array, _Carry]) -> Array:
-        running = (at[1].status == RUNNING) & (at[1].iterations < settings.iterations)
+        running = (at[1].status == RUNNING) & (at[1].iterations < limits.iterations)
         return (at[0] < STEPS) & running.any()
 
     return lax.while_loop(go_on, turn, (jnp.zeros((), int), carry))[1]
 
 
-def _step(settings: _Settings, phi: Array, y: Array, units: Array, old: _Carry) -> _Carry:
+def _step(settings: _Settings, limits: _Limits, phi: Array, y: Array, units: Array, old: _Carry) -> _Carry:
     """One EM step of one problem, if it runs. A sampler's second half is averaged (stochastic approximation)."""
     estep, t = settings.estep, old.iterations
     found, state = estep.run(phi, y, old.gamma, old.sigma2, old.state, jax.random.fold_in(old.key, t))
-    late = jnp.maximum(t - settings.iterations // 2, 0) if estep.stochastic else 0
+    late = jnp.maximum(t - limits.iterations // 2, 0).astype(y.dtype) if estep.stochastic else 0
     gamma, on = settings.prior.gamma(found.second * units) / units, old.gamma > 0
     penalty = jnp.sum(jnp.where(on, settings.prior.penalty(jnp.where(on, old.gamma * units, 1)), 0))
     x = found.mode if settings.mode else found.mean
     gamma, x = (before + (now - before) / (late + 1) for before, now in ((old.gamma, gamma), (old.x, x)))
-    gamma = jnp.where(on & (gamma > settings.prune * gamma.max()), gamma, 0)
+    gamma = jnp.where(on & (gamma > limits.prune * gamma.max()), gamma, 0)
     sigma2 = jnp.maximum(found.residual / len(y), FLOOR) if settings.learn else old.sigma2
-    still = jnp.sum((x - old.x) ** 2) <= settings.tolerance**2 * jnp.sum(x**2)
+    still = jnp.sum((x - old.x) ** 2) <= limits.tolerance**2 * jnp.sum(x**2)
     fine = jnp.isfinite(gamma).all() & jnp.isfinite(x).all() & jnp.isfinite(sigma2)
     status = jnp.where(fine, jnp.where(still & (t > 0) & (not estep.stochastic), CONVERGED, RUNNING), FAILED)
     new = _Carry(x, gamma, sigma2, found.objective + penalty, t + 1, status, state, old.key)
-    runs = (old.status == RUNNING) & (t < settings.iterations)
+    runs = (old.status == RUNNING) & (t < limits.iterations)
     kept = jax.tree.map(lambda a, b: jnp.where(runs & fine, a, b), new._replace(key=None), old._replace(key=None))
     return kept._replace(key=old.key, status=jnp.where(runs, status, old.status))

@@ -296,9 +296,9 @@ def report(result: dict[str, Any]) -> str:
         )
     n, m = result["size"]
     lead = (
-        f"{result['trials']} random problems of each kind, Phi {n} × {m}. The error of x is |found − x|² / |x|², its "
-        "mean in dB; the support error is the share of the k true places that are not among the k largest. Time is that of "
-        "this machine, with compilation."
+        f"{result['trials']} random problems of each kind, Phi {n} × {m}. The error of x is |found − x|² / |x|², "
+        "its mean in dB; the support error is the share of the k true places that are not among the k largest. Time is "
+        "that of this machine, with compilation."
     )
     origin = element("pre", text(f"{result['command']}\ncommit {result['commit']}"))
     return page.document(
