@@ -38,6 +38,7 @@ LAYERS = (
         " export.firmware export.emulate export.work export.latency",
         "base audio fixed arith structure steps cells model",
     ),
+    ("bayes", "bayes bayes.coupled bayes.msbdl bayes.foretell", ""),
     ("train", "train train.loss train.checkpoint train.loop", "base audio"),
     (
         "recipes",
@@ -46,7 +47,7 @@ LAYERS = (
         " recipes.bench_kernels recipes.bench_latency recipes.bench"
         " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
         " recipes.ladder_report recipes.ladder recipes.adding",
-        "root base audio fixed arith structure steps cells linen model compress export train",
+        "root base audio fixed arith structure steps cells linen model compress export train bayes",
     ),
 )
 PLACES = {module: row for row, modules, _ in LAYERS for module in modules.split()}
