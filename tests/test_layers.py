@@ -15,7 +15,12 @@ LAYERS = (
     ("root", "rnnc", ""),
     ("base", "config container", ""),
     ("fixed", "fixed", ""),
-    ("bayes", "bayes bayes.moments bayes.priors bayes.esteps bayes.rsbl bayes.estimator", ""),
+    (
+        "bayes",
+        "bayes bayes.moments bayes.priors bayes.esteps bayes.rsbl bayes.estimator bayes.coupled bayes.msbdl"
+        " bayes.foretell",
+        "",
+    ),
     (
         "audio",
         "audio audio.sentences audio.espeak audio.voices audio.mumble audio.noises audio.io audio.corpus audio.rooms"
@@ -45,7 +50,8 @@ LAYERS = (
         "recipes recipes.console recipes.machine recipes.page recipes.rundata recipes.figures recipes.scores"
         " recipes.report recipes.run recipes.runner recipes.denoise recipes.export recipes.evaluate recipes.enhance"
         " recipes.bench_kernels recipes.bench_latency recipes.bench"
-        " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify recipes.sparse_recovery"
+        " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
+        " recipes.sparse_recovery"
         " recipes.ladder_report recipes.ladder recipes.adding",
         "root base bayes audio fixed arith structure steps cells linen model compress export train",
     ),
