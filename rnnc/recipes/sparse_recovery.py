@@ -84,12 +84,17 @@ def draw(design: str, n: int, m: int, k: int, snr_db: float, seeds: Sequence[tup
 
 
 def bayesian(estep: EStep, point: str) -> Callable[[Problems], np.ndarray]:
-    """R-SBL, and SBL that is cut at 0 (`Gaussian`). Single precision, where the noise is above a thousandth."""
+    """R-SBL, and SBL that is cut at 0 (`Gaussian`).
+
+    Where the noise is above a thousandth, in single precision, and atoms are dropped earlier: their gamma is then still
+    about a tenth of the noise.
+    """
 
     def solve(given: Problems) -> np.ndarray:
         noisy = np.min(given.sigma2 / np.mean(given.y**2, axis=1)) > 1e-3
-        options = {"estep": estep, "point": point, "iterations": ITERATIONS, "tolerance": 1e-4}
-        return rsbl.fit(given.phi, given.y, sigma2=given.sigma2, dtype=np.float32 if noisy else np.float64, **options).x
+        precision: dict[str, Any] = {"dtype": np.float32, "prune": 1e-4} if noisy else {}
+        options = {"estep": estep, "point": point, "iterations": ITERATIONS, "tolerance": 1e-4, **precision}
+        return rsbl.fit(given.phi, given.y, sigma2=given.sigma2, **options).x
 
     return solve
 
