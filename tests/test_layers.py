@@ -38,7 +38,7 @@ LAYERS = (
         " export.firmware export.emulate export.work export.latency",
         "base audio fixed arith structure steps cells model",
     ),
-    ("bayes", "bayes bayes.coupled bayes.msbdl bayes.foretell", ""),
+    ("bayes", "bayes bayes.coupled bayes.codes bayes.review bayes.msbdl bayes.foretell bayes.task", ""),
     ("train", "train train.loss train.checkpoint train.loop", "base audio"),
     (
         "recipes",
@@ -46,7 +46,8 @@ LAYERS = (
         " recipes.report recipes.run recipes.runner recipes.denoise recipes.export recipes.evaluate recipes.enhance"
         " recipes.bench_kernels recipes.bench_latency recipes.bench"
         " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
-        " recipes.ladder_report recipes.ladder recipes.adding",
+        " recipes.ladder_report recipes.ladder recipes.adding"
+        " recipes.planted recipes.halves recipes.msbdl_study",
         "root base audio fixed arith structure steps cells linen model compress export train bayes",
     ),
 )
