@@ -17,8 +17,8 @@ LAYERS = (
     ("fixed", "fixed", ""),
     (
         "bayes",
-        "bayes bayes.moments bayes.priors bayes.esteps bayes.rsbl bayes.estimator bayes.coupled bayes.msbdl"
-        " bayes.foretell",
+        "bayes bayes.moments bayes.priors bayes.esteps bayes.rsbl bayes.estimator bayes.coupled bayes.codes"
+        " bayes.review bayes.msbdl bayes.foretell bayes.task",
         "",
     ),
     (
@@ -51,8 +51,9 @@ LAYERS = (
         " recipes.report recipes.run recipes.runner recipes.denoise recipes.export recipes.evaluate recipes.enhance"
         " recipes.bench_kernels recipes.bench_latency recipes.bench"
         " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
-        " recipes.sparse_recovery"
-        " recipes.ladder_report recipes.ladder recipes.adding",
+        " recipes.ladder_report recipes.ladder recipes.adding"
+        " recipes.planted recipes.halves recipes.msbdl_study recipes.sparse_recovery recipes.dictionaries"
+        " recipes.dictionary",
         "root base bayes audio fixed arith structure steps cells linen model compress export train",
     ),
 )

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from rnnc.bayes.codes import Codes, Model, transform
 from rnnc.bayes.coupled import owners
-from rnnc.bayes.msbdl import Codes, Model, transform
 
 Array = jax.Array
 

@@ -10,35 +10,29 @@ and EM alone does not get out of that. And the noise falls on only if that foret
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
 
-from rnnc.bayes.coupled import (
-    SMALLEST_GAMMA,
-    Owner,
-    group_mean,
-    infer,
-    owners,
-    posterior,
-    second_moment,
-    shared,
-)
+from rnnc.bayes.codes import Codes as Codes
+from rnnc.bayes.codes import Model as Model
+from rnnc.bayes.codes import arrays as arrays
+from rnnc.bayes.codes import checked
+from rnnc.bayes.codes import restored as restored
+from rnnc.bayes.codes import transform as transform
+from rnnc.bayes.coupled import SMALLEST_GAMMA, Owner, group_mean, owners, posterior, second_moment, shared
+from rnnc.bayes.review import HIDDEN, hidden_loss, pairing
 
 Array = jax.Array
 SMALLEST_NOISE = 1e-6  # of a view's energy
-ALONE = 5  # EM passes that let each view speak for itself before atoms are paired
-HIDDEN = 4  # a review hides one of so many numbers of a frame
-REVIEWED = 512  # samples that a review looks at
-CHUNK = 1024  # samples that `transform` takes at once
+REVIEWED = 512  # samples that a pairing looks at; half of them have numbers hidden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,31 +89,6 @@ class Msbdl:
             raise ValueError(f"norm: is {self.norm!r}, must be 'unit' or 'root'")
 
 
-class Codes(NamedTuple):
-    """gamma [L, M], and mu_j [L, M_j] of each view; zero for a view that is not there."""
-
-    gamma: Array
-    means: tuple[Array, ...]
-
-
-@partial(jax.tree_util.register_dataclass)
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """What `transform` needs.
-
-    Args:
-      dictionaries: [N_j, M_j] each, of views that are divided by their scale.
-      noise: [J], variance of the noise in each number of a view that is divided by its scale.
-      scale: [J], root of the mean energy |y|^2 of the samples that were learned from.
-      prior: [M], mean of gamma over them.
-    """
-
-    dictionaries: tuple[Array, ...]
-    noise: Array
-    scale: Array
-    prior: Array
-
-
 @partial(jax.tree_util.register_dataclass)
 @dataclass(frozen=True, kw_only=True)
 class State:
@@ -157,45 +126,6 @@ class State:
         )
 
 
-T = TypeVar("T", State, Model)
-
-
-def arrays(state: State | Model) -> dict[str, np.ndarray]:
-    """The arrays of a state or a model by name, as `np.savez` takes them.
-
-    >>> model = Model(dictionaries=(jnp.eye(2),), noise=jnp.ones(1), scale=jnp.ones(1), prior=jnp.ones(2))
-    >>> sorted(arrays(model))
-    ['dictionaries.0', 'noise', 'prior', 'scale']
-    """
-    found = {}
-    for field in dataclasses.fields(state):
-        value = getattr(state, field.name)
-        several = isinstance(value, tuple)
-        found |= {f"{field.name}.{i}": a for i, a in enumerate(value)} if several else {field.name: value}
-    return {name: np.asarray(array) for name, array in found.items()}
-
-
-def restored(kind: type[T], table: Mapping[str, np.ndarray]) -> T:
-    """The `State` or `Model` whose `arrays` these are.
-
-    Raises:
-      ValueError: an array is missing.
-    """
-    views = sum(name.startswith("dictionaries.") for name in table)
-    several = ("dictionaries", "cross", "square")
-    try:
-        return kind(
-            **{
-                field.name: tuple(jnp.asarray(table[f"{field.name}.{j}"]) for j in range(views))
-                if field.name in several
-                else jnp.asarray(table[field.name])
-                for field in dataclasses.fields(kind)
-            }
-        )
-    except KeyError as missing:
-        raise ValueError(f"restored: array {missing} is missing; given: {', '.join(sorted(table))}") from None
-
-
 def start(config: Msbdl, views: Sequence[ArrayLike], key: Array) -> State:
     """The state before the first sweep: atoms are samples, the same ones in all views; the noise is all there is.
 
@@ -208,7 +138,7 @@ def start(config: Msbdl, views: Sequence[ArrayLike], key: Array) -> State:
       ValueError: views are none, of different lengths, of the wrong shape, not finite or silent; or there are fewer
         samples that are silent in no view than atoms.
     """
-    given = _checked(views, config.atoms)
+    given = checked(views, config.atoms)
     count, roots = len(given[0]), min(config.atoms)
     if config.batch > count:
         raise ValueError(f"batch: is {config.batch}, must be at most the {count} samples")
@@ -250,28 +180,6 @@ def _rank(owner: Owner) -> np.ndarray:
     return np.arange(len(owner)) - np.searchsorted(owner, owner)
 
 
-def _checked(views: Sequence[ArrayLike | None], atoms: Sequence[int], some: bool = False) -> list[Any]:
-    """The views as arrays of one float dtype; None stays where only some need to be there."""
-    if len(views) != len(atoms):
-        raise ValueError(f"views: are {len(views)}, must be {len(atoms)}, one for each number of atoms")
-    found = [None if some and y is None else np.asarray(y) for y in views]
-    there = [(j, y) for j, y in enumerate(found) if y is not None]
-    if not there:
-        raise ValueError("views: none is there, must be one or more")
-    for j, y in there:
-        if y.ndim != 2 or not y.size or y.dtype.kind not in "fiu":
-            raise ValueError(f"views[{j}]: is {y.dtype} {list(y.shape)}, must be real numbers [samples, size]")
-        if len(y) != len(there[0][1]):
-            raise ValueError(f"views[{j}]: has {len(y)} samples, must have {len(there[0][1])} like the first")
-        if not np.all(np.isfinite(y)):
-            raise ValueError(f"views[{j}]: holds NaN or infinity, must be finite")
-        if not some and not np.any(y):
-            raise ValueError(f"views[{j}]: is silent, must hold a sample that is not zero")
-    wide = np.result_type(np.float32, *(y.dtype for _, y in there if y.dtype.kind == "f"))
-    dtype = jax.dtypes.canonicalize_dtype(wide)
-    return [None if y is None else y.astype(dtype) for y in found]
-
-
 def fit(config: Msbdl, views: Sequence[ArrayLike], state: State, until: int | None = None) -> State:
     """Learn on from `state` until so many sweeps are done in all (None: `config.sweeps`).
 
@@ -286,7 +194,7 @@ def fit(config: Msbdl, views: Sequence[ArrayLike], state: State, until: int | No
 
     Source: MSBDL, section 7.1 of our survey; see `Msbdl`.
     """
-    given = _checked(views, config.atoms)
+    given = checked(views, config.atoms)
     shapes = [(y.shape[1], count) for y, count in zip(given, config.atoms)]
     if [d.shape for d in state.dictionaries] != shapes or len(state.gamma) != len(given[0]):
         raise ValueError(
@@ -301,41 +209,6 @@ def fit(config: Msbdl, views: Sequence[ArrayLike], state: State, until: int | No
         state = _sweep(config, ready, dataclasses.replace(state, cost=state.cost[:0]))
         state = dataclasses.replace(state, cost=jnp.concatenate([done, state.cost]))
     return state
-
-
-def transform(model: Model, views: Sequence[ArrayLike | None], passes: int = 30) -> Codes:
-    """Codes of samples under learned dictionaries; a view that is None says nothing about gamma.
-
-    Args:
-      model: what was learned.
-      views: [L, N_j] each, or None; at least one is there.
-      passes: EM steps of gamma, which begins at the mean of those learned.
-
-    >>> model = Model(dictionaries=(jnp.eye(2),) * 2, noise=jnp.full(2, 0.01), scale=jnp.ones(2), prior=jnp.ones(2))
-    >>> gamma, means = transform(model, [np.array([[2.0, 0.0]]), None])
-    >>> (gamma > 0.1).tolist(), means[0].round(1).tolist(), means[1].tolist()
-    ([[True, False]], [[2.0, 0.0]], [[0.0, 0.0]])
-    """
-    if passes < 0:
-        raise ValueError(f"passes: is {passes}, must be 0 or more")
-    given = _checked(views, [d.shape[1] for d in model.dictionaries], some=True)
-    for j, (y, d) in enumerate(zip(given, model.dictionaries)):
-        if y is not None and y.shape[1] != len(d):
-            raise ValueError(f"views[{j}]: has {y.shape[1]} numbers a sample, must have {len(d)}")
-    count = next(len(y) for y in given if y is not None)
-    parts = [
-        _coded(model, tuple(None if y is None else jnp.asarray(y[at : at + CHUNK]) for y in given), passes)
-        for at in range(0, count, CHUNK)
-    ]
-    return jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *parts)
-
-
-@partial(jax.jit, static_argnames="passes")
-def _coded(model: Model, views: tuple[Array | None, ...], passes: int) -> Codes:
-    count = next(len(y) for y in views if y is not None)
-    ready = [None if y is None else y / s for y, s in zip(views, model.scale)]
-    gamma = jnp.broadcast_to(jnp.maximum(model.prior, SMALLEST_GAMMA)[None], (count, len(model.prior)))
-    return Codes(*infer(model.dictionaries, model.noise, gamma, ready, passes))
 
 
 @partial(jax.jit, static_argnames="config")
@@ -416,59 +289,16 @@ def _review(config: Msbdl, views: tuple[Array, ...], state: State) -> State:
             state.noise * fall, SMALLEST_NOISE / jnp.asarray([y.shape[1] for y in views], state.noise.dtype)
         )
         better = [
-            hidden_loss(d, n, y, key) <= hidden_loss(d, old, y, key)
+            hidden_loss(d, n, y[: REVIEWED // 2], key) <= hidden_loss(d, old, y[: REVIEWED // 2], key)
             for d, n, old, y in zip(state.dictionaries, lower, state.noise, some)
         ]
         state = dataclasses.replace(state, floor=jnp.where(jnp.stack(better), lower, state.noise))
-    return _paired(config, some, state, rows) if config.pairing and len(views) > 1 else state
-
-
-@jax.jit
-def hidden_loss(dictionary: Array, noise: Array, y: Array, key: Array) -> Array:
-    """How badly a view's visible numbers foretell its hidden ones: the mean of e^2 / v + log v.
-
-    A quarter of the numbers of y [B, N], the same of all samples, is hidden; e and v are error and variance of what
-    the posterior of the code says about them.
-
-    Source: ours.
-    """
-    n, m = dictionary.shape
-    order = jax.random.permutation(key, n)
-    hidden, seen = order[: n // HIDDEN], order[n // HIDDEN :]
-    flat = jnp.full((len(y), m), 1 / m, y.dtype)
-    gamma, _ = infer([dictionary[seen]], noise[None], flat, [y[:, seen]], 4 * ALONE)
-    found = posterior(dictionary[seen], gamma, noise, y[:, seen])
-    spread = jnp.einsum("bnm,hm->bhn", found.root * gamma[:, None, :], dictionary[hidden])
-    variance = gamma @ jnp.square(dictionary[hidden]).T - jnp.sum(jnp.square(spread), axis=2) + noise
-    variance = jnp.maximum(variance, noise)
-    error = y[:, hidden] - found.mean @ dictionary[hidden].T
-    return jnp.mean(jnp.square(error) / variance + jnp.log(variance))
-
-
-def _paired(config: Msbdl, some: tuple[Array, ...], state: State, rows: Array) -> State:
-    """Give every atom to the root whose own view's atom is on in the same samples, as the best assignment does."""
-    owner, roots = owners(config.atoms), min(config.atoms)
-    lead = config.atoms.index(roots)
-    alone = [
-        _alone(d, state.noise[j], state.gamma[rows][:, w], some[j])
-        for j, (d, w) in enumerate(zip(state.dictionaries, owner))
-    ]
-    first = alone[lead]
-    orders = []
-    for j, (activity, w) in enumerate(zip(alone, owner)):
-        gain = np.asarray(first.T @ activity)[w]  # [place, atom]
-        orders.append(np.arange(len(w)) if j == lead else linear_sum_assignment(-gain)[1])
+    if not config.pairing or len(views) == 1:
+        return state
+    orders = pairing(state.dictionaries, state.noise, state.gamma[rows], some)
     return dataclasses.replace(
         state,
         dictionaries=tuple(d[:, o] for d, o in zip(state.dictionaries, orders)),
         cross=tuple(c[:, o] for c, o in zip(state.cross, orders)),
         square=tuple(c[o][:, o] for c, o in zip(state.square, orders)),
     )
-
-
-@jax.jit
-def _alone(dictionary: Array, noise: Array, gamma: Array, y: Array) -> Array:
-    """How much each atom is on in each sample by this view alone, [B, M]; columns have norm 1."""
-    gamma, _ = infer([dictionary], noise[None], gamma, [y], ALONE)
-    on = jnp.sqrt(gamma)
-    return on / jnp.linalg.norm(on, axis=0, keepdims=True)

@@ -6,7 +6,7 @@ atoms of noisy frames and of clean ones are on together, and the clean frame is 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -99,8 +99,8 @@ class Rsbl:
       point: see `rsbl.fit`.
     """
 
-    noise_share: float = 0.01
-    iterations: int = 20
+    noise_share: float = 0.1
+    iterations: int = 12
     point: str = "mean"
 
     def __call__(self, phi: Array, y: Array) -> Array:
@@ -109,57 +109,67 @@ class Rsbl:
         return rsbl.fit(phi, y, sigma2=sigma2, tolerance=1e-3, prune=1e-4, batch=512, **options).x
 
 
-class Atoms(NamedTuple):
-    """Atoms of length 1: of speech [N, Ms] and of noise [N, Mn]."""
-
-    speech: Array
-    noise: Array
-
-
-def learn_atoms(speech: Array, noise: Array, counts: tuple[int, int], seed: int) -> Atoms:
-    """Atoms of levels of speech and of noise [T, N] each, by scikit-learn's NMF (least squares)."""
-    return Atoms(*(_atoms(levels, count, seed) for levels, count in zip((speech, noise), counts)))
-
-
-def _atoms(levels: Array, count: int, seed: int) -> Array:
+def atoms(levels: Array, count: int, seed: int) -> Array:
+    """Atoms of length 1, [N, count] or fewer, of levels [T, N], by scikit-learn's NMF of frames of equal length."""
     try:
         from sklearn.decomposition import MiniBatchNMF
     except ImportError:
         raise ConfigError('dictionary: scikit-learn is missing; pip install "rnnc[demo]"') from None
     energy = np.sum(levels**2, axis=1)
     heard = levels[energy > SILENT * energy.mean()]
+    if not len(heard):
+        return np.zeros((levels.shape[1], 0), levels.dtype)
     heard = heard / np.linalg.norm(heard, axis=1, keepdims=True)
-    model = MiniBatchNMF(count, init="random", random_state=seed, batch_size=1024, max_iter=60)
-    atoms = model.fit(heard).components_.T
-    atoms = atoms[:, np.linalg.norm(atoms, axis=0) > SMALL]
-    return atoms / np.linalg.norm(atoms, axis=0)
+    options: dict[str, Any] = {"init": "random", "random_state": seed, "max_iter": 60, "max_no_improvement": None}
+    found = MiniBatchNMF(count, batch_size=min(1024, len(heard)), **options).fit(heard).components_.T
+    length = np.linalg.norm(found, axis=0)
+    return (found[:, length > SMALL] / length[length > SMALL]).astype(levels.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Additive:
-    """Gains from the codes of noisy frames under atoms of speech and noise.
+    """Gains from the codes of noisy frames under atoms of speech and atoms of the noise around it.
 
-    gain = s^sharpness / (s^sharpness + n^sharpness),  s = Phi_s x_s,  n = Phi_n x_n
+    gain = s / (s + noise_weight n),  s = Phi_s x_s,  n = Phi_n x_n, each to the power 1 / power
 
-    Source: section 8.3 of our survey, where sharpness is 1; ours: the sharpness.
+    The atoms of the noise are learnt from the quietest frames of the signal itself, so this method needs all of it
+    before it begins; atoms of other noises can stand beside them.
+
+    Args:
+      speech: [N, Ms], atoms of length 1.
+      noise: [N, Mn], of other noises; may have no column.
+      code: phi [N, M], y [T, N] -> x [T, M].
+      own: how many atoms the signal itself gives, 0 or more.
+      quiet_share: of its frames, above 0 to 1.
+      noise_weight: above 0; 1 takes both parts as they are, more suppresses more.
+
+    Source: section 8.3 of our survey; the signal's own atoms and the weight are ours.
     """
 
-    atoms: Atoms
+    speech: Array
+    noise: Array
     code: Coder
-    sharpness: float = 1.0
+    own: int = 8
+    quiet_share: float = 0.3
+    noise_weight: float = 2.0
 
     def gains(self, sound: Sound, noisy: Array) -> Array:
-        phi = np.concatenate(self.atoms, axis=1)
-        heard = noisy.any(axis=1)
+        noise = np.concatenate([self.noise, self._own(noisy)], axis=1)
+        phi, heard = np.concatenate([self.speech, noise], axis=1), noisy.any(axis=1)
         x = np.zeros((len(noisy), phi.shape[1]))
         if heard.any():
             x[heard] = self.code(phi, noisy[heard])
-        split = self.atoms.speech.shape[1]
-        speech, noise = (
-            sound.newest(part @ atoms.T) ** (self.sharpness / sound.power)
-            for part, atoms in zip((x[:, :split], x[:, split:]), self.atoms)
+        split = self.speech.shape[1]
+        s, n = (
+            sound.newest(np.maximum(part @ columns.T, 0)) ** (1 / sound.power)
+            for part, columns in ((x[:, :split], self.speech), (x[:, split:], noise))
         )
-        return (speech + SMALL) / (speech + noise + SMALL)
+        return (s + SMALL) / (s + self.noise_weight * n + SMALL)
+
+    def _own(self, noisy: Array) -> Array:
+        count = max(round(self.quiet_share * len(noisy)), 1)
+        quiet = noisy[np.argsort(noisy.sum(axis=1), kind="stable")[:count]]
+        return atoms(quiet, self.own, 0) if self.own else noisy[:0].T
 
 
 @dataclass(frozen=True)
@@ -208,5 +218,3 @@ def denoise(sound: Sound, method: Method, noisy: Array) -> Array:
 def stacked(sound: Sound, signals: list[Array], frames: int) -> Array:
     """Levels of the frames of signals, the first so many."""
     return np.concatenate([sound.levels(sound.spectra(x)) for x in signals])[:frames].astype(np.float32)
-
-
