@@ -4,6 +4,7 @@ In `Additive` y = Phi x with Phi = [speech, noise] and x >= 0, and what each par
 atoms of noisy frames and of clean ones are on together, and the clean frame is foretold.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -113,6 +114,7 @@ def atoms(levels: Array, count: int, seed: int) -> Array:
     """Atoms of length 1, [N, count] or fewer, of levels [T, N], by scikit-learn's NMF of frames of equal length."""
     try:
         from sklearn.decomposition import MiniBatchNMF
+        from sklearn.exceptions import ConvergenceWarning
     except ImportError:
         raise ConfigError('dictionary: scikit-learn is missing; pip install "rnnc[demo]"') from None
     energy = np.sum(levels**2, axis=1)
@@ -121,7 +123,9 @@ def atoms(levels: Array, count: int, seed: int) -> Array:
         return np.zeros((levels.shape[1], 0), levels.dtype)
     heard = heard / np.linalg.norm(heard, axis=1, keepdims=True)
     options: dict[str, Any] = {"init": "random", "random_state": seed, "max_iter": 60, "max_no_improvement": None}
-    found = MiniBatchNMF(count, batch_size=min(1024, len(heard)), **options).fit(heard).components_.T
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # so many passes are meant
+        found = MiniBatchNMF(count, batch_size=min(1024, len(heard)), **options).fit(heard).components_.T
     length = np.linalg.norm(found, axis=0)
     return (found[:, length > SMALL] / length[length > SMALL]).astype(levels.dtype)
 

@@ -31,7 +31,7 @@ from rnnc.recipes.evaluate import score
 from rnnc.recipes.page import element, number, text
 from rnnc.recipes.run import Run, commit
 
-METRICS = {"sdr_db": 2, "si_sdr_db": 2, "pesq_wb": 2, "stoi": 3}
+SHOWN = {"sdr_db": 2, "si_sdr_db": 2, "pesq_wb": 2, "stoi": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,8 @@ class Parts:
         if not self.noise + self.own:
             raise ValueError("noise, own: are both 0, one of them must be above")
         if not 0 < self.quiet_share <= 1 or not self.noise_weight > 0:
-            raise ValueError(
-                f"quiet_share = {self.quiet_share}, noise_weight = {self.noise_weight}: must be above 0 to 1, and above 0"
-            )
+            given = f"quiet_share = {self.quiet_share}, noise_weight = {self.noise_weight}"
+            raise ValueError(f"{given}: must be above 0 to 1, and above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: Dictionary, out: Path, resume: bool, command: str, reporter: Reporter) -> list[dict[str, Any]]:
-    """Learn and score each method; folders of the methods with their reports, and one page over all; returns its rows."""
+    """Learn and score each method, each in a folder with a report, and write one page over all; returns its rows."""
     whole = Run(out)
     if whole.results() and not resume:
         raise ConfigError(f"{out}: holds results; add --resume to go on with them, or choose another --out")
@@ -216,7 +215,7 @@ def _scored(
     seconds = sum(len(pair.noisy) for pair in sources.test) / sound.rate_hz
     run.update(**origin, model={"name": name}, test={**test, "pairs": config.data.pairs or "mixed"})
     report.write(run.folder)
-    means = {m: {k: test[k][m]["mean"] for k in ("noisy", "enhanced", "gain")} for m in METRICS}
+    means = {m: {k: test[k][m]["mean"] for k in ("noisy", "enhanced", "gain")} for m in SHOWN}
     return {"method": name, **means, "learning_s": learning, "s_per_s": spent / seconds}
 
 
@@ -236,7 +235,7 @@ def _page(result: dict[str, Any]) -> str:
         name = element("a", text(row["method"]), href=f"{row['method']}/report.html")
         cells = [
             f"{number(row[m]['enhanced'], digits)} ({number(row[m]['gain'], digits, signed=True)})"
-            for m, digits in METRICS.items()
+            for m, digits in SHOWN.items()
         ]
         rows.append(page.row(name, *cells, number(row["learning_s"], 1), number(row["s_per_s"], 3)))
     heads = ["method", "SDR, dB", "SI-SDR, dB", "PESQ-WB", "STOI", "learning, s", "s per s of sound"]
