@@ -299,10 +299,12 @@ def test_a_missing_view_says_nothing(pair, monkeypatch):
     given, model = pair
     one = Model(dictionaries=model.dictionaries[:1], noise=model.noise[:1], scale=model.scale[:1], prior=model.prior)
     whole = msbdl.transform(model, [given[0], None])
-    np.testing.assert_allclose(whole.gamma, msbdl.transform(one, given[:1]).gamma, rtol=1e-5)
+    # float32: 30 passes of differently compiled sums; gamma of atoms that are off goes to zero in both
+    near = {"rtol": 1e-3, "atol": 1e-5}
+    np.testing.assert_allclose(whole.gamma, msbdl.transform(one, given[:1]).gamma, **near)
     assert not whole.means[1].any()
     monkeypatch.setattr(codes, "CHUNK", 77)
-    np.testing.assert_allclose(msbdl.transform(model, [given[0], None]).gamma, whole.gamma, rtol=1e-5)
+    np.testing.assert_allclose(msbdl.transform(model, [given[0], None]).gamma, whole.gamma, **near)
 
 
 @pytest.mark.parametrize(("kind", "least_db"), [("full", 8), ("own", 6)])
