@@ -88,3 +88,19 @@ def test_halves_are_drawn_anew_and_apart():
 
 def test_the_choice_looks_at_validation_alone():
     assert halves._chosen([(0.9, 0.1), (0.9, 0.8), (0.8, 0.9)]) == 0.1
+
+
+def test_digits_are_part_of_the_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        halves,
+        "measure",
+        lambda arm, seed, sweeps: {"fixed": 0.5 + seed / 4} | ({"moved": 0.75} if arm == "joint" else {}),
+    )
+    argv = ["classify", "--seeds", "2", "--out", str(tmp_path)]
+    assert msbdl_study.main(argv) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["classify"][0] == {"arm": "raw pixels", "seeds": 2, "fixed": 0.625}
+    assert result["classify"][2]["moved"] == 0.75
+    assert "62.50" in (tmp_path / "report.html").read_text()
+    monkeypatch.setattr(halves, "measure", lambda *_: pytest.fail("measured again"))
+    assert msbdl_study.main(argv) == 0
