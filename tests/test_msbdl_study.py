@@ -60,6 +60,7 @@ def test_the_study_refuses(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Orthogonal matching")
 def test_k_svd_finds_what_is_planted():
     cell = msbdl_study.Cell(on=2, snr_db=30, seed=0, atoms=(12, 12))
     problem = plant(0, atoms=(12, 12), samples=300, on=2, snr_db=30)
