@@ -17,7 +17,16 @@ QUICKLY = (
         "test_forged",
         "test_fuzz",
     ),
-    *("test_kernels", "test_latency", "test_static", "test_structure", "test_targets", "test_work"),
+    *(
+        "test_kernels",
+        "test_latency",
+        "test_msbdl",
+        "test_msbdl_study",
+        "test_static",
+        "test_structure",
+        "test_targets",
+        "test_work",
+    ),
 )
 
 jax.config.update("jax_num_cpu_devices", 2)  # for data parallel laws; before JAX starts
