@@ -8,8 +8,11 @@ import pytest
 # Laws whose programs are compiled to run once, and which hold for any compiling
 QUICKLY = (
     *(
+        "test_bayes",
         "test_blob",
         "test_cost",
+        "test_dictionary",
+        "test_estimator",
         "test_export",
         "test_factors",
         "test_firmware",
@@ -22,6 +25,7 @@ QUICKLY = (
         "test_latency",
         "test_msbdl",
         "test_msbdl_study",
+        "test_sparse_recovery",
         "test_static",
         "test_structure",
         "test_targets",
