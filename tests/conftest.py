@@ -8,8 +8,11 @@ import pytest
 # Laws whose programs are compiled to run once, and which hold for any compiling
 QUICKLY = (
     *(
+        "test_bayes",
         "test_blob",
         "test_cost",
+        "test_dictionary",
+        "test_estimator",
         "test_export",
         "test_factors",
         "test_firmware",
@@ -17,7 +20,18 @@ QUICKLY = (
         "test_forged",
         "test_fuzz",
     ),
-    *("test_kernels", "test_latency", "test_static", "test_structure", "test_targets", "test_tune", "test_work"),
+    *(
+        "test_kernels",
+        "test_latency",
+        "test_msbdl",
+        "test_msbdl_study",
+        "test_sparse_recovery",
+        "test_static",
+        "test_structure",
+        "test_targets",
+        "test_tune",
+        "test_work",
+    ),
 )
 
 jax.config.update("jax_num_cpu_devices", 2)  # for data parallel laws; before JAX starts

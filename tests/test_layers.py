@@ -16,6 +16,12 @@ LAYERS = (
     ("base", "config container", ""),
     ("fixed", "fixed", ""),
     (
+        "bayes",
+        "bayes bayes.moments bayes.priors bayes.esteps bayes.rsbl bayes.estimator bayes.coupled bayes.codes"
+        " bayes.review bayes.msbdl bayes.foretell bayes.task",
+        "",
+    ),
+    (
         "audio",
         "audio audio.sentences audio.espeak audio.voices audio.mumble audio.noises audio.io audio.corpus audio.rooms"
         " audio.mix audio.data audio.metrics audio.stft audio.front",
@@ -52,8 +58,10 @@ LAYERS = (
         " recipes.bench_kernels recipes.bench_latency recipes.bench_budget recipes.bench"
         " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
         " recipes.ladder_report recipes.ladder recipes.adding"
-        " recipes.rivals recipes.tune_bench recipes.tune_report recipes.tune",
-        "root base audio fixed arith structure steps cells linen model compress export search train",
+        " recipes.rivals recipes.tune_bench recipes.tune_report recipes.tune"
+        " recipes.planted recipes.halves recipes.msbdl_study recipes.sparse_recovery recipes.dictionaries"
+        " recipes.dictionary",
+        "root base bayes audio fixed arith structure steps cells linen model compress export search train",
     ),
 )
 PLACES = {module: row for row, modules, _ in LAYERS for module in modules.split()}

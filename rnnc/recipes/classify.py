@@ -4,7 +4,6 @@ Bare, it does so for scikit-learn's digits, read row by row. Every finished meth
 """
 
 import argparse
-import difflib
 import os
 import shlex
 import sys
@@ -23,7 +22,7 @@ from rnnc.config import ConfigError
 from rnnc.cost import FLOAT_BYTES
 from rnnc.recipes import classify_report, console, machine, methods, tasks
 from rnnc.recipes.classifier import Fitted, Recurrent, fit, in_integers
-from rnnc.recipes.console import Reporter, duration
+from rnnc.recipes.console import Reporter, chosen, duration
 from rnnc.recipes.methods import Method
 from rnnc.recipes.run import Run, commit
 from rnnc.recipes.tasks import Parts
@@ -167,7 +166,7 @@ class _Clock:
 
 def _run(args: argparse.Namespace, command: str, reporter: Reporter) -> None:
     config = _config(args)
-    names = _chosen("--task", TASKS if args.task == ["all"] else args.task, TASKS)
+    names = chosen("--task", TASKS if args.task == ["all"] else args.task, TASKS)
     run, digest = Run(args.out), configs.digest(config)
     rows = _finished(run, digest, args.resume)
     machine.prepare(machine.ITEMS_A_DEVICE * (os.cpu_count() or 1))
@@ -202,16 +201,6 @@ def _over(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     return {**base, **table, **inner}
 
 
-def _chosen(option: str, given: Sequence[str], valid: Sequence[str]) -> list[str]:
-    """The names given, each known and once."""
-    for name in given:
-        if name not in valid:
-            near = difflib.get_close_matches(name, valid, 1, 0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{option} {name}: no such name.{hint} Valid names: {', '.join(valid)}")
-    return list(dict.fromkeys(given))
-
-
 def _finished(run: Run, digest: str, resume: bool) -> list[dict[str, Any]]:
     """The rows of a folder; one that holds results is only touched by --resume with the same configuration."""
     found = run.results()
@@ -239,7 +228,7 @@ def _jobs(name: str, config: Classify, folder: Path | None, only: Sequence[str])
             found = methods.recurrent(task.cell, task.units[0], inputs, frames, parts.classes, task.ratios)
     except ValueError as error:
         raise ConfigError(f"{name.replace('-', '_')}: {error}") from None
-    wanted = _chosen("--method", only, [method.name for method in found]) or [method.name for method in found]
+    wanted = chosen("--method", only, [method.name for method in found]) or [method.name for method in found]
     dense_bytes = FLOAT_BYTES * found[0].numbers
     return [
         _Job(name=name, task=task, parts=parts, method=method, dense_bytes=dense_bytes, seeds=config.seeds)

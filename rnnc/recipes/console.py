@@ -1,9 +1,10 @@
 """Progress on a terminal, plain lines elsewhere; what a command says when something stopped it."""
 
+import difflib
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -60,6 +61,20 @@ class Reporter:
         elif done >= of or time.monotonic() - self._spoke.get(task, 0.0) >= PLAIN_EVERY_S:
             self._spoke[task] = time.monotonic()
             self.say(f"{task}: {done}/{of} {note}".rstrip())
+
+
+def chosen(option: str, given: Sequence[str], valid: Sequence[str]) -> list[str]:
+    """The names given to an option, each known and once.
+
+    >>> chosen("--task", ["a", "a"], ["a", "b"])
+    ['a']
+    """
+    for name in given:
+        if name not in valid:
+            near = difflib.get_close_matches(name, valid, 1, 0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{option} {name}: no such name.{hint} Valid names: {', '.join(valid)}")
+    return list(dict.fromkeys(given))
 
 
 def duration(seconds: float) -> str:

@@ -33,11 +33,34 @@ def evaluate(
       reporter: told how far it is, and the means.
     """
     enhancer, meta = load_model(model)
-    rate_hz = enhancer.model.rate_hz
-    pairs, enhanced, runner = load(rate_hz), [], Runner(enhancer)
+    runner = Runner(enhancer)
+    test = score(run, load(runner.rate_hz), runner, runner.rate_hz, runner.how, reporter)
+    known = {k: meta[k] for k in ("commit", "config_sha256", "command", "seed") if k in meta}
+    run.update(**{**known, "model": size(model, runner.update_rate), "test": {**test, **origin}})
+
+
+def score(
+    run: Run,
+    pairs: list[Pair],
+    enhance: Callable[[np.ndarray], np.ndarray],
+    rate_hz: int,
+    how: str,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Enhance and score pairs; writes the examples of the run folder, returns the section `test` of its result.json.
+
+    Args:
+      run: where the examples go.
+      pairs: at `rate_hz`.
+      enhance: noisy signals [channels, n] -> enhanced ones.
+      rate_hz: rate of all sound.
+      how: what enhances, in words.
+      reporter: told how far it is, and the means.
+    """
+    enhanced = []
     for i, pair in enumerate(pairs):
-        enhanced.append(runner(pair.noisy[None])[0])
-        reporter.progress("enhancing", i + 1, len(pairs), runner.how)
+        enhanced.append(enhance(pair.noisy[None])[0])
+        reporter.progress("enhancing", i + 1, len(pairs), how)
     versions = {"noisy": [pair.noisy for pair in pairs], "enhanced": enhanced}
     scores = {}
     for name, signals in versions.items():
@@ -45,13 +68,12 @@ def evaluate(
         say = f"scoring {name}"
         scores[name] = metrics.score_many(both, on_progress=lambda done, of, say=say: reporter.progress(say, done, of))
     run.folder.mkdir(parents=True, exist_ok=True)
-    section = {**_summary(pairs, scores), "computed_by": runner.how, **origin}
-    known = {k: meta[k] for k in ("commit", "config_sha256", "command", "seed") if k in meta}
-    run.update(**{**known, "model": size(model, runner.update_rate), "test": section})
+    section = {**_summary(pairs, scores), "computed_by": how}
     _examples(run, pairs, enhanced, scores, rate_hz)
     for name in ("noisy", "enhanced", "gain"):
         row = "  ".join(f"{m} {section[name][m]['mean']:.3f}" for m in metrics.METRICS if section[name][m]["n"])
         reporter.say(f"{name:9s} {row}")
+    return section
 
 
 def _summary(pairs: list[Pair], scores: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
