@@ -82,11 +82,13 @@ def nnls(phi: Array, y: Array) -> Array:
 def nmf(phi: Array, y: Array) -> Array:
     """The codes of scikit-learn's NMF with the atoms held, in the same shapes; multiplicative updates."""
     from sklearn.decomposition import non_negative_factorization
+    from sklearn.exceptions import ConvergenceWarning
 
     w = np.ascontiguousarray(phi.T, y.dtype)
-    x, _, _ = non_negative_factorization(
-        y, H=w, n_components=len(w), init="custom", update_H=False, solver="mu", max_iter=200, tol=1e-4, W=None
-    )
+    options: dict[str, Any] = {"solver": "mu", "max_iter": 200, "tol": 1e-4}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # so many updates are meant
+        x, _, _ = non_negative_factorization(y, H=w, n_components=len(w), init="custom", update_H=False, **options)
     return x
 
 
