@@ -14,6 +14,7 @@ from kernels import core
 from rnnc import cells, cost
 from rnnc.arith import Fixed, Formats
 from rnnc.export import emulate, model, work
+from rnnc.export.work import Products
 from rnnc.fixed import Format
 from rnnc.model import Enhancer
 from rnnc.recipes import bench
@@ -66,19 +67,32 @@ def test_weights_that_are_not_stored_are_no_work():
     recurrent[0, :5] = 0
     cell.set_weights(weights | {"kernel": {"w": jnp.asarray(kernel)}, "recurrent": {"w": jnp.asarray(recurrent)}})
     (found,) = work.layers(cell)
-    sparse, dense = (4 * 11, 32, 16, 1, 8, 4 * 11, 4 * 32), (8 * 32, 32, 8, 1, 8, 8 * 32, 0)
+    sparse, dense = Products(4 * 11, 32, 16, 1, 8, 4 * 11, 4 * 32), Products(8 * 32, 32, 8, 1, 8, 8 * 32)
     assert found.products == {"sparse": sparse, "dense": dense}
 
 
-def test_small_factors_are_called_often():
-    """Of 6 rows a kernel makes two fours; x [3, 4] goes line by line through one factor, then through the other."""
+def test_rows_of_few_inputs_are_counted_apart():
+    """x [3, 4] goes line by line through one factor, then through the other; an odd row is filled up."""
     structure = Kron(shape_a=(6, 4), shape_b=(6, 3), stacked=True)
     cell = _filled(lambda: cells.GRUCell(12, 12, kernel=structure, arith=Fixed(formats=Formats()), rngs=nnx.Rngs(0)))
     found = work.layers(cell)[0].products["kron"]
     b_first, a_first = 4 * 6 * 3 + 6 * 6 * 4, 3 * 6 * 4 + 6 * 6 * 3
     assert found.macs in (b_first, a_first)
-    calls = 10 if found.macs == b_first else 9
-    assert (found.calls, found.fours, found.padded) == (calls, 2 * calls, found.macs * 8 // 6)
+    lines = 4 if found.macs == b_first else 3
+    assert (found.thin, found.thin_sums) == (lines * 6 * 4 + 6 * 6 * 4, lines * 6 + 6 * 6)
+    assert (found.thin_weights, found.calls, found.fours, found.padded) == (6 * 4 + 6 * 3, 0, 0, 0)
+
+
+def test_factors_are_called_often():
+    """Of 6 rows a kernel makes two fours; those of 20 inputs meet 3 lines, or 6."""
+    structure = Kron(shape_a=(6, 20), shape_b=(6, 3), stacked=True)
+    cell = _filled(lambda: cells.GRUCell(60, 12, kernel=structure, arith=Fixed(formats=Formats()), rngs=nnx.Rngs(0)))
+    found = work.layers(cell)[0].products["kron"]
+    b_first, a_first = 20 * 6 * 3 + 6 * 6 * 20, 3 * 6 * 20 + 6 * 6 * 3
+    assert found.macs in (b_first, a_first)
+    calls = 6 if found.macs == b_first else 3
+    assert (found.calls, found.fours, found.padded) == (calls, 2 * calls, calls * 8 * 20)
+    assert found.thin_weights == 6 * 3
 
 
 @pytest.mark.parametrize("front", [[], ["front"]])

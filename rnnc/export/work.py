@@ -22,6 +22,7 @@ from rnnc.model import Enhancer
 Exportable = Cell | Skip | Sequence[Cell] | Enhancer
 IMAGE_BYTES = 3_000_000  # of model data that fit into the smallest memory of a board
 FRAMES = 2  # the last one is counted
+THIN = 16  # inputs of a factor whose rows kernels may hold
 
 
 class Products(NamedTuple):
@@ -35,6 +36,9 @@ class Products(NamedTuple):
       fours: of rows, in all calls; kernels take rows by fours, and a rest of fewer as one.
       padded: multiply-accumulates with the rests filled up.
       marks: of the maps of what is stored, row by row, that are looked at; none where all of it is.
+      thin, thin_sums, thin_weights: of factors of few inputs, which meet many lines: multiply-accumulates with an odd
+        input filled up, sums, and weights. Kernels may hold fours of such rows (and twos of up to 4 inputs); the terms
+        from `calls` to `marks` leave out what they hold.
     """
 
     macs: int
@@ -44,6 +48,9 @@ class Products(NamedTuple):
     fours: int = 0
     padded: int = 0
     marks: int = 0
+    thin: int = 0
+    thin_sums: int = 0
+    thin_weights: int = 0
 
 
 NOTHING = Products(0, 0, 0)
@@ -84,8 +91,10 @@ def layers(given: Exportable) -> list[Work]:
     >>> cell = GRUCell(6, 8, kernel=LowRank(rank=2), arith=Fixed(formats=Formats()), rngs=nnx.Rngs(0))
     >>> (work,) = layers(cell)
     >>> dict(work.products)  # doctest: +NORMALIZE_WHITESPACE
-    {'lowrank': Products(macs=84, sums=30, inputs=18, calls=6, fours=9, padded=120, marks=0),
-     'dense': Products(macs=192, sums=24, inputs=8, calls=1, fours=6, padded=192, marks=0)}
+    {'lowrank': Products(macs=84, sums=30, inputs=18, calls=6, fours=9, padded=120, marks=0, thin=0, thin_sums=0,
+                         thin_weights=0),
+     'dense': Products(macs=192, sums=24, inputs=8, calls=1, fours=6, padded=192, marks=0, thin=0, thin_sums=0,
+                       thin_weights=0)}
     """
     top = model.root(given)
     stack = top if top.kind == "rnnc_stack" else _struct(top, "stack")
@@ -212,10 +221,14 @@ def _products(mat: Struct) -> tuple[str, Products]:
 
 def _rows(plain: Struct, times: int, parts: int, inputs: int = 0) -> Products:
     """All rows of a plain matrix so many times, in so many parts of neighbouring ones."""
-    rows, stored = _number(plain, "outputs"), _stored(plain)
+    rows, columns, stored = _number(plain, "outputs"), _number(plain, "inputs"), _stored(plain)
+    if times > 1 and columns <= THIN and "map" not in plain.fields:
+        thin = {"thin": times * rows * (columns + columns % 2), "thin_sums": times * rows, "thin_weights": stored}
+        left = times * parts * (rows // parts % (4 if columns > 4 else 2) > 0)
+        return Products(times * stored, times * rows, inputs, left, left, **thin)
     fours = -(-rows // parts // 4) * parts
     padded = stored * 4 * fours // rows
-    marks = rows * _number(plain, "inputs") // _number(plain, "block") if "map" in plain.fields else 0
+    marks = rows * columns // _number(plain, "block") if "map" in plain.fields else 0
     return Products(times * stored, times * rows, inputs, *(times * n for n in (parts, fours, padded, marks)))
 
 
