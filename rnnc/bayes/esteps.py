@@ -241,7 +241,7 @@ class AMP(EStep):
         prior = jnp.where(on, gamma, 1)
 
         def turn(_: int, at: tuple[Array, ...]) -> tuple[Array, ...]:
-            x, tx, s, *_ = at
+            x, tx, s = at[:3]
             tp = square @ tx
             weight = 1 / (tp + sigma2)
             s = self.damping * s + (1 - self.damping) * (y - phi @ x + tp * s) * weight
@@ -249,7 +249,7 @@ class AMP(EStep):
             r = x + tr * (s @ phi)
             narrow = prior * tr / (prior + tr)
             mu = narrow * r / tr
-            mean, second, _ = (jnp.where(on, m, 0) for m in rectified(mu, jnp.sqrt(narrow)))
+            mean, second = (jnp.where(on, m, 0) for m in rectified(mu, jnp.sqrt(narrow))[:2])
             kept = jnp.where(on, self.damping, 0)
             x = kept * x + (1 - kept) * mean
             tx = kept * tx + (1 - kept) * jnp.maximum(second - mean**2, 0)

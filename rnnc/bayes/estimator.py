@@ -54,7 +54,8 @@ class RectifiedSBL(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> "RectifiedSBL":
         """Estimate the coefficients: X [samples, M], y [samples] or [samples, targets]."""
-        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        checks: dict[str, Any] = {"X": X, "y": y, "dtype": np.float64, "multi_output": True, "y_numeric": True}
+        X, y = validate_data(self, **checks)
         found = rsbl.fit(
             X,
             np.asarray(y, np.float64).T,
@@ -74,7 +75,8 @@ class RectifiedSBL(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def predict(self, X: ArrayLike) -> np.ndarray:
         """X [samples, M] -> what is expected of y."""
         check_is_fitted(self)
-        return validate_data(self, X, reset=False, dtype=np.float64) @ self.coef_.T
+        checks: dict[str, Any] = {"X": X, "reset": False, "dtype": np.float64}
+        return validate_data(self, **checks) @ self.coef_.T
 
 
 def _member(name: str, given: Any, members: dict[str, Any]) -> Any:

@@ -161,19 +161,14 @@ def fit(
     begin = n / m * scale**2 if gamma is None else _spread("gamma", gamma, (*shape, m), (m,), dtype)
     if not (begin >= 0).all():
         raise ValueError("gamma: must be 0 or more")
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     arrays = (targets, noise / level[:, 0] ** 2, np.where(on, begin / scale**2, 0), scale**2)
     solved: dict[str, np.ndarray] = {}
     for first in range(0, count, batch):
         part = slice(first, min(first + batch, count))
         with jax.enable_x64(np.dtype(dtype) == np.float64):
-            found = _solve(
-                settings,
-                limits,
-                designs[part] if designs.ndim == 3 else designs,
-                *(a[part] for a in arrays),
-                seed,
-                part,
-            )
+            own = designs[part] if designs.ndim == 3 else designs
+            found = _solve(settings, limits, own, *(a[part] for a in arrays), seed=seed, first=first)
         for name, value in found.items():
             solved.setdefault(name, np.empty((count, *value.shape[1:]), value.dtype))[part] = value
         if tell:
@@ -231,16 +226,17 @@ def _solve(
     sigma2: np.ndarray,
     gamma: np.ndarray,
     units: np.ndarray,
+    *,
     seed: int,
-    part: slice,
+    first: int,
 ) -> dict[str, np.ndarray]:
-    """Solve scaled problems, those of `part`; fields of `_Carry` by name."""
+    """Solve scaled problems, those from number `first` on; fields of `_Carry` by name."""
     if settings.estep.rotated:
         u = np.linalg.svd(phi)[0]
         phi, y = np.swapaxes(u, -1, -2) @ phi, (y[:, None] @ u)[:, 0]
     here = np.arange(len(y))
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(here + part.start)
-    state = jax.vmap(settings.estep.start)(y, gamma)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(here + first)
+    state = jax.vmap(settings.estep.start)(jnp.asarray(y), jnp.asarray(gamma))
     carry = _Carry(
         x=jnp.zeros_like(gamma),
         gamma=jnp.asarray(gamma),
@@ -251,9 +247,8 @@ def _solve(
         state=state,
         key=keys,
     )
-    batch = _Batch(
-        here, np.broadcast_to(np.arange(gamma.shape[1]), gamma.shape), *map(jnp.asarray, (phi, y, units)), carry
-    )
+    atoms = np.broadcast_to(np.arange(gamma.shape[1]), gamma.shape)
+    batch = _Batch(here, atoms, jnp.asarray(phi), jnp.asarray(y), jnp.asarray(units), carry)
     solved = {name: np.zeros_like(getattr(carry, name)) for name in carry._fields[:6]}
     while True:
         batch = batch._replace(carry=_advance(settings, limits, batch.phi, batch.y, batch.units, batch.carry))

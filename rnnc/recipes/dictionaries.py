@@ -85,10 +85,10 @@ def nmf(phi: Array, y: Array) -> Array:
     from sklearn.exceptions import ConvergenceWarning
 
     w = np.ascontiguousarray(phi.T, y.dtype)
-    options: dict[str, Any] = {"solver": "mu", "max_iter": 200, "tol": 1e-4}
+    options: dict[str, Any] = {"n_components": len(w), "solver": "mu", "max_iter": 200, "tol": 1e-4}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # so many updates are meant
-        x, _, _ = non_negative_factorization(y, H=w, n_components=len(w), init="custom", update_H=False, **options)
+        x, _, _ = non_negative_factorization(y, H=w, init="custom", update_H=False, **options)
     return x
 
 
@@ -124,10 +124,16 @@ def atoms(levels: Array, count: int, seed: int) -> Array:
     if not len(heard):
         return np.zeros((levels.shape[1], 0), levels.dtype)
     heard = heard / np.linalg.norm(heard, axis=1, keepdims=True)
-    options: dict[str, Any] = {"init": "random", "random_state": seed, "max_iter": 60, "max_no_improvement": None}
+    options: dict[str, Any] = {
+        "n_components": count,
+        "init": "random",
+        "random_state": seed,
+        "max_iter": 60,
+        "max_no_improvement": None,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # so many passes are meant
-        found = MiniBatchNMF(count, batch_size=min(1024, len(heard)), **options).fit(heard).components_.T
+        found = MiniBatchNMF(batch_size=min(1024, len(heard)), **options).fit(heard).components_.T
     length = np.linalg.norm(found, axis=0)
     return (found[:, length > SMALL] / length[length > SMALL]).astype(levels.dtype)
 

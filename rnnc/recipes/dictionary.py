@@ -224,8 +224,8 @@ def _heard(config: Dictionary, sources: Sources, sound: Sound, apart: bool) -> t
     each = sound.stft.frames(round(config.mix.seconds * sound.rate_hz))
     mixer = replace(sources.train, config=config.mix)
     items = [mixer.item(0, i) for i in range(-(-config.frames // each))]
-    first = [noisy - clean if apart else noisy for noisy, clean in items]
-    return tuple(dictionaries.stacked(sound, x, config.frames) for x in (first, [clean for _, clean in items]))
+    first, second = [noisy - clean if apart else noisy for noisy, clean in items], [clean for _, clean in items]
+    return dictionaries.stacked(sound, first, config.frames), dictionaries.stacked(sound, second, config.frames)
 
 
 def _page(result: dict[str, Any]) -> str:

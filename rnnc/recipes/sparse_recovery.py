@@ -9,6 +9,7 @@ import argparse
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,11 +122,11 @@ def nn_lasso(given: Problems) -> np.ndarray:
     """|y - Phi x|^2 / 2 + a sum x, x >= 0, by scikit-learn; the largest a on a path whose residual is the noise's."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import lasso_path
-    from sklearn.utils._testing import ignore_warnings
 
     found = []
     for phi, y, sigma2 in zip(given.phi, given.y, given.sigma2):
-        with ignore_warnings(category=ConvergenceWarning):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
             alphas = np.geomspace(1, 1e-4, 40) * max(np.max(phi.T @ y) / len(y), np.finfo(float).tiny)
             _, path, _ = lasso_path(phi, y, positive=True, alphas=alphas)
         energy = np.sum((y[:, None] - phi @ path) ** 2, axis=0)
