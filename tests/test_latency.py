@@ -57,7 +57,7 @@ def test_layers_of_several_kinds_are_the_sum_of_them():
     }
     line = Latency(core="m4", compiler="gcc", per_elementwise=5, lines=lines)
     each = {
-        "kron": Products(1, 8, 2, calls=3, fours=4, padded=100, thin=5, thin_sums=2, thin_weights=1),
+        "kron": Products(1, 8, 2, calls=3, fours=4, padded=100, thin=5, thin_calls=2, thin_weights=1),
         "dense": Products(1, 4, 1, 5, 6, 1000),
     }
     both = Work(name="", products=each, elementwise=6)

@@ -36,9 +36,9 @@ class Products(NamedTuple):
       fours: of rows, in all calls; kernels take rows by fours, and a rest of fewer as one.
       padded: multiply-accumulates with the rests filled up.
       marks: of the maps of what is stored, row by row, that are looked at; none where all of it is.
-      thin, thin_sums, thin_weights: of factors of few inputs, which meet many lines: multiply-accumulates with an odd
-        input filled up, sums, and weights. Kernels may hold fours of such rows (and twos of up to 4 inputs); the terms
-        from `calls` to `marks` leave out what they hold.
+      thin, thin_calls, thin_weights: of factors of few inputs, which meet many lines: multiply-accumulates with an odd
+        input filled up, rows' groups times lines, and weights. Kernels may hold fours of such rows (and twos of up to 4
+        inputs); the terms from `calls` to `marks` leave out what they hold.
     """
 
     macs: int
@@ -49,7 +49,7 @@ class Products(NamedTuple):
     padded: int = 0
     marks: int = 0
     thin: int = 0
-    thin_sums: int = 0
+    thin_calls: int = 0
     thin_weights: int = 0
 
 
@@ -91,9 +91,9 @@ def layers(given: Exportable) -> list[Work]:
     >>> cell = GRUCell(6, 8, kernel=LowRank(rank=2), arith=Fixed(formats=Formats()), rngs=nnx.Rngs(0))
     >>> (work,) = layers(cell)
     >>> dict(work.products)  # doctest: +NORMALIZE_WHITESPACE
-    {'lowrank': Products(macs=84, sums=30, inputs=18, calls=6, fours=9, padded=120, marks=0, thin=0, thin_sums=0,
+    {'lowrank': Products(macs=84, sums=30, inputs=18, calls=6, fours=9, padded=120, marks=0, thin=0, thin_calls=0,
                          thin_weights=0),
-     'dense': Products(macs=192, sums=24, inputs=8, calls=1, fours=6, padded=192, marks=0, thin=0, thin_sums=0,
+     'dense': Products(macs=192, sums=24, inputs=8, calls=1, fours=6, padded=192, marks=0, thin=0, thin_calls=0,
                        thin_weights=0)}
     """
     top = model.root(given)
@@ -223,7 +223,7 @@ def _rows(plain: Struct, times: int, parts: int, inputs: int = 0) -> Products:
     """All rows of a plain matrix so many times, in so many parts of neighbouring ones."""
     rows, columns, stored = _number(plain, "outputs"), _number(plain, "inputs"), _stored(plain)
     if times > 1 and columns <= THIN and "map" not in plain.fields:
-        thin = {"thin": times * rows * (columns + columns % 2), "thin_sums": times * rows, "thin_weights": stored}
+        thin = {"thin": times * rows * (columns + columns % 2), "thin_calls": times * parts, "thin_weights": stored}
         left = times * parts * (rows // parts % (4 if columns > 4 else 2) > 0)
         return Products(times * stored, times * rows, inputs, left, left, **thin)
     fours = -(-rows // parts // 4) * parts
