@@ -74,13 +74,13 @@ class Pairs:
       msbdl: how the atoms of noisy frames and of clean ones are learnt.
     """
 
-    sound: Sound = Sound(power=0.3, context=3, bands=Bands(count=32))
+    sound: Sound = Sound(power=0.3, context=2, bands=Bands(count=32))
     msbdl: Msbdl = Msbdl(
-        atoms=(64, 64),
-        sweeps=20,
+        atoms=(48, 48),
+        sweeps=8,
         batch=500,
         forgetting=0.9,
-        anneal=0.9,
+        anneal=0.75,
         noise_share=(0.05, 0.05),
         review_every=0,
     )
@@ -102,7 +102,7 @@ class Dictionary:
     methods: tuple[str, ...] = ("nmf", "nnls", "rsbl", "msbdl")
     parts: Parts = Parts()
     pairs: Pairs = Pairs()
-    data: Data = Data()
+    data: Data = Data(test_items=30)
     mix: Mix = Mix(room=0.0)
 
     def __post_init__(self) -> None:
