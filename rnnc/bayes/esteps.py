@@ -8,6 +8,7 @@ Source: R-SBL (Nalci et al. 2018), section 8.1 of our survey, for `Diagonal`, `L
 recalled each member's docstring names.
 """
 
+import abc
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -81,7 +82,7 @@ def _energy(phi: Array, y: Array, x: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class EStep:
+class EStep(abc.ABC):
     """Base of the members.
 
     stochastic: two runs differ, so that the caller must average.
@@ -95,11 +96,11 @@ class EStep:
         """The state before the first run."""
         return State()
 
+    @abc.abstractmethod
     def run(
         self, phi: Array, y: Array, gamma: Array, sigma2: Array, state: State, key: Array
     ) -> tuple[Estimate, State]:
         """Estimate x; see the module for shapes."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
