@@ -130,10 +130,10 @@ def test_the_benchmark_writes_lines_that_load(tmp_path, capsys):
     core("m4")
     out = tmp_path / "lines.json"
     shipped = latency.read()
-    latency.write(out, {"m3": shipped["m3"], "m4": shipped["m7"]}, {})
+    latency.write(out, {"m33": shipped["m33"], "m4": shipped["m7"]}, {})
     assert bench.main(["latency", "--models", "5", "--core", "m4", "--json", str(out)]) == 0
     found = latency.read(out)
-    assert found["m3"] == shipped["m3"]
+    assert found["m33"] == shipped["m33"]
     assert found["m4"].core == "m4"
     assert found["m4"].code_bytes == shipped["m4"].code_bytes
     assert found["m4"].front == shipped["m4"].front

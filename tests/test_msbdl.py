@@ -14,9 +14,6 @@ from rnnc.recipes.planted import noise_share, paired, plant, recovered
 
 KEY = jax.random.key(3)
 
-# On a busy machine XLA has been seen to stand still in the batched factors of these programs; the cause is not known.
-pytestmark = pytest.mark.slow
-
 
 def views(count=40, sizes=(5, 4), seed=0):
     rng = np.random.default_rng(seed)

@@ -10,9 +10,6 @@ from rnnc.recipes.planted import noise_share, paired, plant
 
 SMALL = ["--seeds", "1", "--samples", "120", "--sweeps", "2"]
 
-# On a busy machine XLA has been seen to stand still in the batched factors of these programs; the cause is not known.
-pytestmark = pytest.mark.slow
-
 
 def test_planted_samples_are_sparse_sums_of_atoms_and_noise():
     problem = plant(0, atoms=(10, 20), samples=4000, on=2, snr_db=10)

@@ -100,7 +100,9 @@ def transform(model: Model, views: Sequence[ArrayLike | None], passes: int = 30)
             raise ValueError(f"views[{j}]: has {y.shape[1]} numbers a sample, must have {len(d)}")
     count = next(len(y) for y in given if y is not None)
     parts = [
-        _coded(model, tuple(None if y is None else jnp.asarray(y[at : at + CHUNK]) for y in given), passes)
+        jax.block_until_ready(  # see `coupled.in_turn`
+            _coded(model, tuple(None if y is None else jnp.asarray(y[at : at + CHUNK]) for y in given), passes)
+        )
         for at in range(0, count, CHUNK)
     ]
     return jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *parts)

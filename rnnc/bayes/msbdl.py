@@ -27,7 +27,7 @@ from rnnc.bayes.codes import arrays as arrays
 from rnnc.bayes.codes import checked
 from rnnc.bayes.codes import restored as restored
 from rnnc.bayes.codes import transform as transform
-from rnnc.bayes.coupled import SMALLEST_GAMMA, Owner, group_mean, owners, posterior, second_moment, shared
+from rnnc.bayes.coupled import SMALLEST_GAMMA, Owner, group_mean, in_turn, owners, second_moment, shared
 from rnnc.bayes.review import HIDDEN, hidden_loss, pairing
 
 Array = jax.Array
@@ -208,7 +208,7 @@ def fit(config: Msbdl, views: Sequence[ArrayLike], state: State, until: int | No
         done = state.cost  # apart: its shape grows, and one program serves all sweeps
         state = _sweep(config, ready, dataclasses.replace(state, cost=state.cost[:0]))
         state = dataclasses.replace(state, cost=jnp.concatenate([done, state.cost]))
-    return state
+    return jax.block_until_ready(state)  # what comes next may factor, too; see `in_turn`
 
 
 @partial(jax.jit, static_argnames="config")
@@ -238,9 +238,7 @@ def _sweep(config: Msbdl, views: tuple[Array, ...], state: State) -> State:
 def _step(config: Msbdl, views: tuple[Array, ...], state: State, rows: Array) -> tuple[State, Array]:
     """One EM step from the samples at `rows`; and their cost before it."""
     owner, roots, gamma = owners(config.atoms), min(config.atoms), state.gamma[rows]
-    found = [
-        posterior(d, gamma[:, w], state.noise[j], views[j]) for j, (d, w) in enumerate(zip(state.dictionaries, owner))
-    ]
+    found = in_turn(state.dictionaries, [gamma[:, w] for w in owner], state.noise, views)
     keep = config.forgetting
     cross = tuple(keep * old + y.T @ p.mean for old, y, p in zip(state.cross, views, found))
     square = tuple(keep * old + second_moment(p, gamma[:, w]) for old, p, w in zip(state.square, found, owner))
@@ -289,10 +287,10 @@ def _review(config: Msbdl, views: tuple[Array, ...], state: State) -> State:
             state.noise * fall, SMALLEST_NOISE / jnp.asarray([y.shape[1] for y in views], state.noise.dtype)
         )
         better = [
-            hidden_loss(d, n, y[: REVIEWED // 2], key) <= hidden_loss(d, old, y[: REVIEWED // 2], key)
+            float(hidden_loss(d, n, y[: REVIEWED // 2], key)) <= float(hidden_loss(d, old, y[: REVIEWED // 2], key))
             for d, n, old, y in zip(state.dictionaries, lower, state.noise, some)
         ]
-        state = dataclasses.replace(state, floor=jnp.where(jnp.stack(better), lower, state.noise))
+        state = dataclasses.replace(state, floor=jnp.where(jnp.asarray(better), lower, state.noise))
     if not config.pairing or len(views) == 1:
         return state
     orders = pairing(state.dictionaries, state.noise, state.gamma[rows], some)

@@ -52,10 +52,10 @@ def pairing(dictionaries: Sequence[Array], noise: Array, gamma: Array, views: Se
     """
     atoms = [d.shape[1] for d in dictionaries]
     owner, lead = owners(atoms), atoms.index(min(atoms))
-    on = [_alone(d, noise[j], gamma[:, w], views[j]) for j, (d, w) in enumerate(zip(dictionaries, owner))]
+    on = [np.asarray(_alone(d, noise[j], gamma[:, w], views[j])) for j, (d, w) in enumerate(zip(dictionaries, owner))]
     orders = []
     for j, w in enumerate(owner):
-        gain = np.asarray(on[lead].T @ on[j])[w]  # [place, atom]
+        gain = (on[lead].T @ on[j])[w]  # [place, atom]
         orders.append(np.arange(len(w)) if j == lead else linear_sum_assignment(-gain)[1])
     return orders
 

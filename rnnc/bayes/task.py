@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from rnnc.bayes.codes import Codes, Model, transform
-from rnnc.bayes.coupled import infer, owners, posterior
+from rnnc.bayes.coupled import in_turn, infer, owners
 
 Array = jax.Array
 
@@ -162,7 +162,7 @@ def fit(
         raise ValueError(f"batch: is {task.batch}, must be at most the {len(given)} samples")
     for _ in range(int(state.epoch), task.epochs if until is None else until):
         state = _epoch(task, ready, given, state)
-    return state
+    return jax.block_until_ready(state)
 
 
 def logits(state: TaskState, codes: Codes) -> Array:
@@ -178,11 +178,9 @@ def loss(
     mu_j = Gamma D_j^T (noise_j I + D_j Gamma D_j^T)^-1 y_j;  logits = W^T [mu_1; mu_2; ...] / spread + b
     """
     owner = owners([d.shape[1] for d in params.dictionaries])
-    means = [
-        posterior(d, gamma[:, who], model.noise[j], views[j] / model.scale[j]).mean
-        for j, (d, who) in enumerate(zip(params.dictionaries, owner))
-    ]
-    scores = jnp.concatenate(means, axis=1) / spread @ params.weight + params.bias[None]
+    scaled = [y / scale for y, scale in zip(views, model.scale)]
+    found = in_turn(params.dictionaries, [gamma[:, who] for who in owner], model.noise, scaled)
+    scores = jnp.concatenate([one.mean for one in found], axis=1) / spread @ params.weight + params.bias[None]
     return _entropy(scores, labels) + task.decay / 2 * jnp.sum(jnp.square(params.weight))
 
 

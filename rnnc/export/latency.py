@@ -30,7 +30,7 @@ class Line:
 
     Args:
       per: of each of `TERMS`, in their order.
-      r2: share of the variance of the counted layers of this kind that the fit explains.
+      r2: share of the variance of the counted layers of this kind that the fit explains; NaN for one layer.
       macs_r2: the same for the straight line over MACs alone that fits them best.
       worst: largest relative error on one of them.
       layers: how many there were.
@@ -119,15 +119,20 @@ def fit(core: str, compiler: str, layers: Sequence[Work], counted: Sequence[int]
         here = np.array([layer.kind == kind for layer in layers])
         straight = np.stack([macs[here], np.ones(here.sum())], axis=1)
         alone = straight @ np.linalg.lstsq(straight, y[here], rcond=None)[0] - y[here]
-        spread = np.sum(np.square(y[here] - y[here].mean()))
         lines[kind] = Line(
             per=tuple(map(float, found[len(TERMS) * i :][: len(TERMS)])),
-            r2=float(1 - np.sum(np.square(error[here])) / spread),
-            macs_r2=float(1 - np.sum(np.square(alone)) / spread),
+            r2=_explained(error[here], y[here]),
+            macs_r2=_explained(alone, y[here]),
             worst=float(np.max(np.abs(error[here]) / y[here])),
             layers=int(here.sum()),
         )
     return Latency(core=core, compiler=compiler, per_elementwise=float(found[-1]), lines=lines)
+
+
+def _explained(error: np.ndarray, y: np.ndarray) -> float:
+    """1 - error^2 / variance; NaN for numbers that do not differ, of which there is nothing to explain."""
+    spread = np.sum(np.square(y - y.mean()))
+    return float(1 - np.sum(np.square(error)) / spread) if spread > 0 else math.nan
 
 
 def fit_front(fronts: Sequence[tuple[Stft, int]], counted: Sequence[int]) -> FrontLine:

@@ -93,13 +93,13 @@ class Dictionary:
     Args:
       seed: of the corpus, the splits, the mixtures and the atoms.
       frames: of speech, of noise and of pairs to learn from.
-      methods: which are scored: nmf, nnls, rsbl, and msbdl, which has stood still on a busy machine.
+      methods: which are scored: nmf, nnls, rsbl, msbdl.
       parts, pairs, data, mix: see there.
     """
 
     seed: int = 0
     frames: int = 6000
-    methods: tuple[str, ...] = ("nmf", "nnls", "rsbl")
+    methods: tuple[str, ...] = ("nmf", "nnls", "rsbl", "msbdl")
     parts: Parts = Parts()
     pairs: Pairs = Pairs()
     data: Data = Data(test_items=30)
