@@ -18,6 +18,11 @@ static inline int32_t rnnc_clip(int32_t v, int bits)
     return rnnc_saturate(v, bits);
 }
 
+static inline void rnnc_move(const int16_t *from, int16_t *to, uint32_t count, int s, int bits)
+{
+    rnnc_plain_move(from, to, count, s, bits);
+}
+
 /* Eight at a time, both knots in one load: (k0 (128 - part) + k1 part + 64) >> 7. */
 static inline void rnnc_activate(const int16_t *knots, int32_t *z, uint32_t count)
 {

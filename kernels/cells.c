@@ -23,7 +23,7 @@ static void tanh_(int32_t *z, uint32_t count)
 }
 
 /* z = b; NULL: 0. */
-static void start(int32_t *z, const int16_t *bias, uint32_t count)
+RNNC_APART void start(int32_t *z, const int16_t *bias, uint32_t count)
 {
     if (bias == NULL) {
         memset(z, 0, count * sizeof *z);
@@ -60,57 +60,87 @@ static inline int32_t scaled(int32_t v, scale s)
     return rnnc_shift_right(v, s.down) * s.factor;
 }
 
-/* An array as the matrices take it. */
-static void move(const int16_t *from, int16_t *to, uint32_t count, int s, int bits)
+/* c' = f c + i g, and c' as tanh takes it instead of g. */
+RNNC_APART void remember(uint32_t m, int16_t *c, const int32_t *i, const int32_t *f, int32_t *g, int right, scale into)
 {
-    const scale by = scale_of(s);
     RNNC_UNROLL
-    for (uint32_t i = 0; i < count; i++) {
-        to[i] = (int16_t)rnnc_clip(scaled(from[i], by), bits);
-    }
-}
-
-/* c' = f c + i g, h' = o tanh(c'). state: c [m], h [m]; z [4 m], gates i, f, g, o. */
-static void lstm(const rnnc_cell *cell, int16_t *state, int32_t *z)
-{
-    const uint32_t m = cell->m;
-    const int right = 2 * RNNC_FRAC_OUT - cell->c_frac, out = 2 * RNNC_FRAC_OUT - cell->h_frac, bits = cell->h_out_bits;
-    const scale into_tanh = scale_of(cell->c_frac - RNNC_FRAC_IN);
-    int32_t *i = z, *f = z + m, *g = z + 2 * m, *o = z + 3 * m;
-    int16_t *c = state, *h = state + m;
-    sigmoid(i, 2 * m);
-    tanh_(g, m);
-    sigmoid(o, m);
     for (uint32_t k = 0; k < m; k++) {
         const int32_t fc = rnnc_shift_right(f[k] * c[k], RNNC_FRAC_OUT);
         const int32_t ig = rnnc_shift_right(i[k] * g[k], right);
         const int32_t memory = rnnc_clip(fc + ig, 16);
         c[k] = (int16_t)memory;
-        g[k] = scaled(memory, into_tanh);
-    }
-    tanh_(g, m);
-    for (uint32_t k = 0; k < m; k++) {
-        h[k] = (int16_t)rnnc_clip(rnnc_shift_right(o[k] * g[k], out), bits);
+        g[k] = scaled(memory, into);
     }
 }
 
-/* n = tanh(xn + r hn), h' = (1 - z) n + z h. state: h [m]; zs [4 m], gates r, z, and the products for n, xn and hn. */
-static void gru(const rnnc_cell *cell, int16_t *state, int32_t *zs)
+/* h' = o tanh(c') */
+RNNC_INLINE void tell(uint32_t m, int16_t *h, const int32_t *o, const int32_t *g, int right, int bits)
+{
+    RNNC_UNROLL
+    for (const int16_t *last = h + m; h != last; h++, o++, g++) {
+        *h = (int16_t)rnnc_clip(rnnc_shift_right(*o * *g, right), bits);
+    }
+}
+
+/* state: c [m], h [m]; z [4 m], gates i, f, g, o. */
+static void lstm(const rnnc_cell *cell, int16_t *state, int32_t *z)
 {
     const uint32_t m = cell->m;
-    const int out = 2 * RNNC_FRAC_OUT - cell->h_frac, bits = cell->h_out_bits;
-    const int to_hn = RNNC_FRAC_IN - cell->hn_frac, from_hn = RNNC_FRAC_OUT - to_hn;
-    int32_t *r = zs, *z = zs + m, *n = zs + 2 * m, *hn = zs + 3 * m;
-    int16_t *h = state;
-    sigmoid(r, 2 * m);
-    for (uint32_t k = 0; k < m; k++) {
-        n[k] += rnnc_shift(r[k] * rnnc_requant(hn[k], to_hn, 16), from_hn);
+    const int right = 2 * RNNC_FRAC_OUT - cell->c_frac, out = 2 * RNNC_FRAC_OUT - cell->h_frac;
+    int32_t *g = z + 2 * m, *o = z + 3 * m;
+    sigmoid(z, 2 * m);
+    tanh_(g, m);
+    sigmoid(o, m);
+    remember(m, state, z, z + m, g, right, scale_of(cell->c_frac - RNNC_FRAC_IN));
+    tanh_(g, m);
+    if (cell->h_out_bits == 16) {
+        tell(m, state + m, o, g, out, 16);
+    } else {
+        tell(m, state + m, o, g, out, cell->h_out_bits);
+    }
+}
+
+/* n += r hn. `positive`: no shift is below 0. */
+RNNC_INLINE void reset(uint32_t m, const int32_t *r, int32_t *n, const int32_t *hn, int to_hn, int positive)
+{
+    const int from_hn = RNNC_FRAC_OUT - to_hn;
+    for (const int32_t *last = n + m; n != last; r++, n++, hn++) {
+        if (positive) {
+            *n += rnnc_shift_right(*r * rnnc_clip(rnnc_shift_right(*hn, to_hn), 16), from_hn);
+        } else {
+            *n += rnnc_shift(*r * rnnc_requant(*hn, to_hn, 16), from_hn);
+        }
+    }
+}
+
+/* h' = (1 - z) n + z h */
+RNNC_INLINE void renew(uint32_t m, int16_t *h, const int32_t *z, const int32_t *n, int right, int bits)
+{
+    RNNC_UNROLL
+    for (const int16_t *last = h + m; h != last; h++, z++, n++) {
+        const int32_t zn = rnnc_shift_right((ONE - *z) * *n, right);
+        const int32_t zh = rnnc_shift_right(*z * *h, RNNC_FRAC_OUT);
+        *h = (int16_t)rnnc_clip(zn + zh, bits);
+    }
+}
+
+/* n = tanh(xn + r hn). state: h [m]; zs [4 m], gates r, z, and the products for n, xn and hn. */
+static void gru(const rnnc_cell *cell, int16_t *h, int32_t *zs)
+{
+    const uint32_t m = cell->m;
+    const int out = 2 * RNNC_FRAC_OUT - cell->h_frac, to_hn = RNNC_FRAC_IN - cell->hn_frac;
+    int32_t *z = zs + m, *n = zs + 2 * m, *hn = zs + 3 * m;
+    sigmoid(zs, 2 * m);
+    if (to_hn >= 0 && to_hn <= RNNC_FRAC_OUT) {
+        reset(m, zs, n, hn, to_hn, 1);
+    } else {
+        reset(m, zs, n, hn, to_hn, 0);
     }
     tanh_(n, m);
-    for (uint32_t k = 0; k < m; k++) {
-        const int32_t zn = rnnc_shift_right((ONE - z[k]) * n[k], out);
-        const int32_t zh = rnnc_shift_right(z[k] * h[k], RNNC_FRAC_OUT);
-        h[k] = (int16_t)rnnc_clip(zn + zh, bits);
+    if (cell->h_out_bits == 16) {
+        renew(m, h, z, n, out, 16);
+    } else {
+        renew(m, h, z, n, out, cell->h_out_bits);
     }
 }
 
@@ -141,10 +171,10 @@ static void sums(const rnnc_cell *cell, const int16_t *x, const int16_t *h, int3
     const uint32_t n = cell->n, m = cell->m, width = (uint32_t)gates_of[cell->step] * m, at = place_of_h(cell);
     const rnnc_mat *recurrent = cell->joint ? &cell->kernel : &cell->recurrent;
     const int16_t *of_h = cell->joint ? in : in + at;
-    move(h, in + at, m, cell->h_shift, cell->h_bits);
+    rnnc_move(h, in + at, m, cell->h_shift, cell->h_bits);
     start(z, cell->recurrent_bias, width);
     if (cell->step != RNNC_GRU) {
-        move(x, in, n, cell->x_shift, cell->x_bits);
+        rnnc_move(x, in, n, cell->x_shift, cell->x_bits);
         add(z, cell->bias, width);
         rnnc_matvec(&cell->kernel, in, z, own);
         if (!cell->joint) {
@@ -157,7 +187,7 @@ static void sums(const rnnc_cell *cell, const int16_t *x, const int16_t *h, int3
     memcpy(z + 3 * m, z + 2 * m, m * sizeof *z);
     memset(z + 2 * m, 0, m * sizeof *z);
     memset(in + at, 0, m * sizeof *in);
-    move(x, in, n, cell->x_shift, cell->x_bits);
+    rnnc_move(x, in, n, cell->x_shift, cell->x_bits);
     add(z, cell->bias, width);
     rnnc_matvec(&cell->kernel, in, z, own);
 }

@@ -31,6 +31,22 @@ enum { RNNC_NARROW_SUM_BITS = 24 }; /* of the upper row, for its pair to fit int
 #define RNNC_LOAD(a, b, p, bytes) (memcpy(&(a), (p) + (bytes), 4), memcpy(&(b), (p) + (bytes) + 4, 4))
 #endif
 
+/* What compilers do not find: the odd bytes of a word; the low and the high halves of two; half of v, saturated; that
+ * a constant stays in its register. */
+#if defined __arm__
+#define RNNC_ODD_BYTES(to, word) __asm__("sxtb16 %0, %1, ror #8" : "=r"(to) : "r"(word))
+#define RNNC_LOW_HALVES(to, a, b) __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(to) : "r"(a), "r"(b))
+#define RNNC_HIGH_HALVES(to, a, b) __asm__("pkhtb %0, %2, %1, asr #16" : "=r"(to) : "r"(a), "r"(b))
+#define RNNC_OPAQUE(v) __asm__("" : "+r"(v))
+#define RNNC_SSAT_HALF(to, v, bits) __asm__("ssat %0, %2, %1, asr #1" : "=r"(to) : "r"(v), "i"(bits))
+#else
+#define RNNC_ODD_BYTES(to, word) ((to) = (uint32_t)__sxtb16((int8x4_t)((word) >> 8)))
+#define RNNC_LOW_HALVES(to, a, b) ((to) = ((a) & 0xFFFFU) | (b) << 16)
+#define RNNC_HIGH_HALVES(to, a, b) ((to) = (a) >> 16 | ((b) & 0xFFFF0000U))
+#define RNNC_OPAQUE(v) ((void)(v))
+#define RNNC_SSAT_HALF(to, v, bits) ((to) = RNNC_SSAT((v) >> 1, bits))
+#endif
+
 static inline rnnc_line rnnc_line_of(const rnnc_plain *w, const int16_t *x, int16_t *copy)
 {
     rnnc_line line = {x, NULL, 0};
@@ -57,17 +73,68 @@ RNNC_INLINE int32_t rnnc_clip(int32_t v, int bits)
     }
 }
 
-/* Both knots in one load: (k0 (128 - part) + k1 part + 64) >> 7. */
-static inline void rnnc_activate(const int16_t *knots, int32_t *z, uint32_t count)
+/* v / 2, its whole part, within 8 or 16 bits. */
+RNNC_INLINE int32_t rnnc_half_of(int32_t v, int bits)
 {
-    const char *middle = (const char *)(knots + 256);
+    int32_t half;
+    if (bits == 8) {
+        RNNC_SSAT_HALF(half, v, 8);
+    } else {
+        RNNC_SSAT_HALF(half, v, 16);
+    }
+    return half;
+}
+
+/* Both knots in one load: (k0 (128 - part) + k1 part + 64) >> 7. The weights of both are part times 2^16 - 1, and 128. */
+RNNC_APART void rnnc_activate(const int16_t *knots, int32_t *z, uint32_t count)
+{
+    const int16_t *middle = knots + 256;
+    uint32_t minus = 0xFFFFU, whole = 128;
+    RNNC_OPAQUE(middle);
+    RNNC_OPAQUE(minus);
+    RNNC_OPAQUE(whole);
     RNNC_UNROLL
-    for (uint32_t i = 0; i < count; i++) {
-        const int32_t v = RNNC_SSAT(z[i], 16);
-        const uint32_t part = (uint32_t)v & 127U;
+    for (const int32_t *last = z + count; z != last; z++) {
+        const int32_t v = RNNC_SSAT(*z, 16);
         uint32_t both;
-        memcpy(&both, middle + (v >> RNNC_KNOT_BITS) * 2, sizeof both);
-        z[i] = __smlad((int16x2_t)both, (int16x2_t)((part << 16) - part + 128U), 64) >> RNNC_KNOT_BITS;
+        memcpy(&both, middle + (v >> RNNC_KNOT_BITS), sizeof both);
+        *z = __smlad((int16x2_t)both, (int16x2_t)(((uint32_t)v & 127U) * minus + whole), 64) >> RNNC_KNOT_BITS;
+    }
+}
+
+/* Both numbers of a word times `scale`, which is 2^(17 - s), less 16 bits, and 1: so that half of it rounds by s. */
+RNNC_INLINE uint32_t rnnc_moved(uint32_t both, int32_t scale, int bits)
+{
+    const int32_t low = rnnc_half_of(__smlawb(scale, (int32_t)both, 1), bits);
+    const int32_t high = rnnc_half_of(__smlawt(scale, (int32_t)both, 1), bits);
+    RNNC_LOW_HALVES(both, (uint32_t)low, (uint32_t)high);
+    return both;
+}
+
+/* Two numbers at a time. */
+RNNC_INLINE void rnnc_move_pairs(const int16_t *from, int16_t *to, uint32_t count, int32_t scale, int bits)
+{
+    uint32_t both = 0;
+    RNNC_UNROLL
+    for (const int16_t *last = from + count / 2 * 2; from != last; from += 2, to += 2) {
+        memcpy(&both, from, sizeof both);
+        both = rnnc_moved(both, scale, bits);
+        memcpy(to, &both, sizeof both);
+    }
+    if (count % 2 > 0) {
+        *to = (int16_t)rnnc_moved((uint16_t)*from, scale, bits);
+    }
+}
+
+RNNC_APART void rnnc_move(const int16_t *from, int16_t *to, uint32_t count, int s, int bits)
+{
+    const int32_t scale = s > 17 ? 0 : INT32_C(1) << (s > -13 ? 17 - s : 30);
+    if (s >= -13 && bits == 8) {
+        rnnc_move_pairs(from, to, count, scale, 8);
+    } else if (s >= -13 && bits == 16) {
+        rnnc_move_pairs(from, to, count, scale, 16);
+    } else {
+        rnnc_plain_move(from, to, count, s, bits);
     }
 }
 
@@ -194,17 +261,6 @@ RNNC_INLINE const int8_t *rnnc_kept_tile(const rnnc_plain *w, const int8_t *at, 
     rnnc_finish(&s, 0, sum, bits, wide);
     return at;
 }
-
-/* What compilers do not find: the odd bytes of a word; the low and the high halves of two. */
-#if defined __arm__
-#define RNNC_ODD_BYTES(to, word) __asm__("sxtb16 %0, %1, ror #8" : "=r"(to) : "r"(word))
-#define RNNC_LOW_HALVES(to, a, b) __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(to) : "r"(a), "r"(b))
-#define RNNC_HIGH_HALVES(to, a, b) __asm__("pkhtb %0, %2, %1, asr #16" : "=r"(to) : "r"(a), "r"(b))
-#else
-#define RNNC_ODD_BYTES(to, word) ((to) = (uint32_t)__sxtb16((int8x4_t)((word) >> 8)))
-#define RNNC_LOW_HALVES(to, a, b) ((to) = ((a) & 0xFFFFU) | (b) << 16)
-#define RNNC_HIGH_HALVES(to, a, b) ((to) = (a) >> 16 | ((b) & 0xFFFF0000U))
-#endif
 
 /* Four columns of a row, with [x0 | x2] and [x1 | x3] if they lie in their order, else with [x0 | x1] and [x2 | x3]. */
 RNNC_INLINE int32_t rnnc_four_columns(const int8_t *w, uint32_t first, uint32_t second, int32_t sum)

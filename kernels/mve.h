@@ -35,6 +35,19 @@ static inline int32_t rnnc_clip(int32_t v, int bits)
     return rnnc_saturate(v, bits);
 }
 
+/* Eight at a time. */
+static inline void rnnc_move(const int16_t *from, int16_t *to, uint32_t count, int s, int bits)
+{
+    const int16_t highest = (int16_t)((INT32_C(1) << (bits - 1)) - 1);
+    const int16x8_t by = vdupq_n_s16((int16_t)-s);
+    for (uint32_t i = 0; i < count; i += 8) {
+        const mve_pred16_t some = vctp16q(count - i);
+        const int16x8_t v = vqrshlq_s16(vldrhq_z_s16(from + i, some), by);
+        const int16x8_t within = vmaxq_s16(vminq_s16(v, vdupq_n_s16(highest)), vdupq_n_s16((int16_t)(-highest - 1)));
+        vstrhq_p_s16(to + i, within, some);
+    }
+}
+
 /* Four at a time. */
 static inline void rnnc_activate(const int16_t *knots, int32_t *z, uint32_t count)
 {

@@ -49,9 +49,7 @@ void rnnc_net_reset(const rnnc_net *net, int16_t *state)
 /* y may be x. */
 static void dense(const rnnc_dense *layer, const int16_t *x, int16_t *y, int16_t *in, int32_t *z, int32_t *own)
 {
-    for (uint32_t i = 0; i < layer->mat.inputs; i++) {
-        in[i] = (int16_t)rnnc_requant(x[i], layer->x_shift, layer->x_bits);
-    }
+    rnnc_move(x, in, layer->mat.inputs, layer->x_shift, layer->x_bits);
     for (uint32_t k = 0; k < layer->mat.outputs; k++) {
         z[k] = layer->bias[k];
     }

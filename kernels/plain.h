@@ -60,6 +60,11 @@ static inline int32_t rnnc_clip(int32_t v, int bits)
     return rnnc_saturate(v, bits);
 }
 
+static inline void rnnc_move(const int16_t *from, int16_t *to, uint32_t count, int s, int bits)
+{
+    rnnc_plain_move(from, to, count, s, bits);
+}
+
 static inline void rnnc_activate(const int16_t *knots, int32_t *z, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {

@@ -1,11 +1,12 @@
 /* Rows of a plain matrix, four at a time: what the kernels of all cores share.
  *
- * core.h chooses one of plain.h, dsp.h, mve.h and avx2.h. Each has the same five functions:
+ * core.h chooses one of plain.h, dsp.h, mve.h and avx2.h. Each has the same six functions:
  *   rnnc_line_of   x as its kernels take it
  *   rnnc_rows      sums of neighbouring rows over x, rounded and put where they belong
  *   rnnc_grid      the same over all lines of a grid at once, for the first of the rows; returns how many it took
  *   rnnc_clip      as rnnc_saturate
  *   rnnc_activate  an activation of an array
+ *   rnnc_move      an array as the matrices take it
  */
 #ifndef RNNC_ROWS_H
 #define RNNC_ROWS_H
@@ -18,10 +19,12 @@
 
 #if defined __GNUC__
 #define RNNC_INLINE static inline __attribute__((always_inline))
+#define RNNC_APART static __attribute__((noinline, unused))
 #else
 #define RNNC_INLINE static inline
+#define RNNC_APART static inline
 #endif
-#if defined __GNUC__ && defined __OPTIMIZE__
+#if defined __GNUC__ && defined __OPTIMIZE__ && !defined RNNC_MVE /* whose compilers make vectors of the loop */
 #define RNNC_UNROLL _Pragma("GCC unroll 4")
 #else
 #define RNNC_UNROLL
@@ -91,6 +94,16 @@ static inline int32_t rnnc_weight(const rnnc_plain *w, uint32_t from, uint32_t r
     }
     const uint32_t low = at + last * 4U + (c & 1U) * 2U;
     return upper ? w->weights[low + 1U] + (w->weights[low] < 0) : w->weights[low];
+}
+
+/* rnnc_requant of an array to 16 bits or fewer. A number 2^15 times as large is saturated, or 0: so is one 2^16 times. */
+static inline void rnnc_plain_move(const int16_t *from, int16_t *to, uint32_t count, int s, int bits)
+{
+    const int down = s > 0 ? s : 0;
+    const int32_t factor = INT32_C(1) << (s > 0 ? 0 : s > -15 ? -s : 15);
+    for (uint32_t i = 0; i < count; i++) {
+        to[i] = (int16_t)rnnc_saturate(rnnc_shift_right(from[i], down) * factor, bits);
+    }
 }
 
 /* Sum of weights times x over one row, plainly. */

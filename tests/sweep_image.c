@@ -1,4 +1,5 @@
-/* Products of many matrices on a board: `run 1 IN OUT`. IN holds the inputs of all matrices, OUT gets their outputs.
+/* Products of many matrices on a board: `run 1 IN OUT`. IN holds the inputs of all matrices, OUT gets their outputs, and
+ * behind them numbers moved by every shift.
  *
  * Inputs, weights, outputs and scratch end where no access is allowed, then begin there: on a Cortex-M the protection
  * unit stops the image, which then fails; a computer has its sanitizers for that. */
@@ -8,6 +9,7 @@
 #include <string.h>
 
 #include "board.h"
+#include "core.h"
 
 enum { PAGE = 4096, ROOM = 64 * 1024, PARTS = 6 };
 typedef struct {
@@ -48,7 +50,9 @@ static void guard(void)
 /* A place of so many bytes in a part, at its end or its beginning. */
 static void *place(uint32_t part, uint32_t bytes, int end)
 {
-    return bytes > ROOM ? NULL : parts[part].room + (end ? ROOM - bytes : 0);
+    uint8_t *at = parts[part].room + (end ? ROOM - bytes : 0);
+    __asm__("" : "+r"(at)); /* else a compiler knows that there is more behind it, and may read that */
+    return bytes > ROOM ? NULL : at;
 }
 
 /* The weights of a matrix in a part of their own, at a word. */
@@ -79,6 +83,22 @@ static int product(const sweep_matrix *given, int in, int out, int end)
     return rnnc_board_write(out, y, 4U * mat.outputs);
 }
 
+/* So many numbers by every shift, to so many bits. */
+static int shifted(int out, uint32_t count, int bits, int end)
+{
+    int16_t *from = place(0, 2 * count, end), *to = place(1, 2 * count, end);
+    for (int s = -30; s <= 30; s++) {
+        for (uint32_t i = 0; i < count; i++) {
+            from[i] = (int16_t)(i % 8 == 7 ? INT16_MIN + (int32_t)i : (int32_t)(i * 40503U % 65536U) - 32768);
+        }
+        rnnc_move(from, to, count, s, bits);
+        if (!rnnc_board_write(out, to, 2 * count)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 5) {
@@ -92,6 +112,11 @@ int main(int argc, char **argv)
     for (uint32_t i = 0; i < sweep_count; i++) {
         if (!product(&sweep_matrices[i], in, out, 1) || !product(&sweep_matrices[i], in, out, 0)) {
             return 4;
+        }
+    }
+    for (int bits = 2; bits <= 16; bits += 2) {
+        if (!shifted(out, 62, bits, 1) || !shifted(out, 38, bits, 0)) {
+            return 5;
         }
     }
     rnnc_board_close(out);

@@ -32,10 +32,14 @@ STATUSES = re.findall(r"RNNC_BLOB_\w+", (KERNELS / "rnnc.h").read_text().partiti
 STATUSES = ["RNNC_BLOB_OK", *dict.fromkeys(STATUSES)]
 
 
-def _cell(kind: str, n: int, m: int, weight_bits: int = 8, kept: float = 1.0, block: tuple = (1, 1), **structures):
+WIDE = Formats(x_in=Format(16, 12), h_in=Format(16, 14), h=Format(12, 11), hn=Format(16, 14))
+
+
+def _cell(kind: str, n: int, m: int, weight_bits: int = 8, kept: float = 1.0, block: tuple = (1, 1), **options):
     """A cell with loud weights; of dense ones, blocks of so many inputs by so many outputs may be left out."""
     h = {"lstm": Format(16, 15), "gru": Format(16, 15), "fastrnn": Format(16, 13)}[kind]
-    formats = Formats(x=h, x_in=Format(8, 4), h_in=Format(8, 7), h=h, weight_bits=weight_bits)
+    usual = Formats(x=h, x_in=Format(8, 4), h_in=Format(8, 7), h=h, weight_bits=weight_bits)
+    formats, structures = options.pop("formats", usual), options
     cell = cells.CELLS[kind](n, m, arith=Fixed(formats=formats), rngs=nnx.Rngs(1), **structures)
     weights = jax.tree.map(lambda a: 2.0 * a if a.ndim > 1 else a + 0.2, cell.weights())
     if kept < 1:
@@ -81,6 +85,8 @@ MODELS = {
     "joint-gru": (lambda: _cell("gru", 15, 4, recurrent=Joint()), "rows"),
     "4-bits": (lambda: _cell("fastrnn", 18, 4, 4), "rows"),
     "16-bits": (lambda: _cell("fastrnn", 17, 4, 16), "rows"),
+    "16-bit-inputs": (lambda: _cell("lstm", 7, 4, formats=WIDE), "tiles"),
+    "16-bit-inputs-gru": (lambda: _cell("gru", 4, 6, formats=WIDE), "rows"),
     "map": (lambda: _cell("gru", 16, 8, kept=0.1), "rows"),
     "tiles": (lambda: [_cell("gru", 11, 8), _cell("gru", 8, 4)], "tiles"),
     "tiles-of-products": (

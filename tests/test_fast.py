@@ -165,6 +165,28 @@ def test_all_orders_of_weights_are_tried(tmp_path_factory):
     } <= found
 
 
+@pytest.mark.parametrize("core", CORES)
+def test_arrays_are_moved_as_whole_numbers_are(core, tmp_path):
+    """Every number of 16 bits by every shift to several widths, against `fixed`'s definition; odd counts, anywhere."""
+    source = tmp_path / "probe.c"
+    source.write_text(
+        '#include "core.h"\n'
+        "void probe(const int16_t *from, int16_t *to, uint32_t count, int s, int bits);\n"
+        "void probe(const int16_t *from, int16_t *to, uint32_t count, int s, int bits)\n"
+        "{ rnnc_move(from, to, count, s, bits); }\n"
+    )
+    probe = build(tmp_path, source, flags=core_flags(core)).probe
+    numbers = np.random.default_rng(0).permutation(np.arange(-32768, 32768))[:-1].astype(np.int16)
+    for s in range(-30, 31):
+        for bits in (2, 8, 11, 16):
+            form, out = Format(bits, 0), np.zeros(len(numbers) + 2, np.int16)
+            probe(pointer(numbers[s & 1 :]), pointer(out[1:]), len(numbers) - (s & 1), s, bits)
+            exact = np.clip(np.floor(numbers[s & 1 :] * 2.0**-s + 0.5), form.lowest, form.highest)
+            np.testing.assert_array_equal(out[1 : len(exact) + 1], exact, err_msg=f"{s}, {bits}")
+            assert out[0] == 0
+            assert not out[len(exact) + 1 :].any()
+
+
 @pytest.mark.parametrize("core", CORES[1:])
 def test_cells_are_those_of_the_plain_kernels(core, tmp_path):
     """Gates and states, which other tests hold to Python for the plain kernels, with formats that shift either way."""

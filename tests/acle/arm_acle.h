@@ -29,6 +29,16 @@ static inline int32_t __smuad(int16x2_t a, int16x2_t b)
     return __smlad(a, b, 0);
 }
 
+static inline int32_t __smlawb(int32_t a, int32_t b, int32_t sum)
+{
+    return (int32_t)(((int64_t)a * rnnc_half(b, 0)) >> 16) + sum;
+}
+
+static inline int32_t __smlawt(int32_t a, int32_t b, int32_t sum)
+{
+    return (int32_t)(((int64_t)a * rnnc_half(b, 1)) >> 16) + sum;
+}
+
 static inline int16x2_t __ssub16(int16x2_t a, int16x2_t b)
 {
     const int32_t low = rnnc_half(a, 0) - rnnc_half(b, 0), high = rnnc_half(a, 1) - rnnc_half(b, 1);
