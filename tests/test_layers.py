@@ -55,7 +55,8 @@ LAYERS = (
         "recipes",
         "recipes recipes.console recipes.machine recipes.page recipes.rundata recipes.figures recipes.scores"
         " recipes.report recipes.run recipes.runner recipes.denoise recipes.export recipes.evaluate recipes.enhance"
-        " recipes.bench_kernels recipes.bench_latency recipes.bench_budget recipes.bench"
+        " recipes.bench_kernels recipes.bench_latency recipes.bench_budget"
+        " recipes.bench_gains recipes.bench"
         " recipes.tasks recipes.classifier recipes.methods recipes.classify_report recipes.classify"
         " recipes.ladder_report recipes.ladder recipes.adding"
         " recipes.rivals recipes.tune_bench recipes.tune_report recipes.tune"

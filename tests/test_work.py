@@ -118,6 +118,23 @@ def test_the_benchmark_writes_a_row_for_each_layer(front, tmp_path, capsys):
     assert "as with 8-bit weights" in printed
 
 
+def test_the_benchmark_of_structures_holds_them_against_the_dense_layer(tmp_path, capsys):
+    """Gains are ratios of what the rows say; without its products a layer takes less than with the fewest of them."""
+    core("m4")
+    out = tmp_path / "rows.json"
+    assert bench.main(["gains", "--cell", "gru", "--units", "64", "--core", "m4", "--json", str(out)]) == 0
+    dense, *rows = json.loads(out.read_text())
+    assert (dense["macs"], dense["gain"]) == (3 * 64 * 128, 1)
+    for row in rows:
+        assert row["mac_gain"] == dense["macs"] / row["macs"] > 1
+        assert row["gain"] == dense["instructions"] / row["instructions"]
+        assert 0 < row["gates"] < row["instructions"]
+    printed = capsys.readouterr().out
+    assert f"{dense['gates'] / 64:.1f} instructions a unit besides" in printed
+    assert bench.main(["gains", "--units", "30"]) == 2
+    assert "--units: is 30, must be a multiple of 4" in capsys.readouterr().err
+
+
 def test_a_frame_costs_the_same_whatever_is_heard(tmp_path):
     """Silence, full-scale squares, the extremes, noise: as many instructions, to the last one."""
     chip, frames, hop = core("m4"), 6, SMALL.stft.hop

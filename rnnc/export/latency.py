@@ -20,7 +20,17 @@ from rnnc.audio.stft import Stft
 from rnnc.export.work import NOTHING, Work
 
 KINDS = ("dense", "lowrank", "kron", "hybrid", "sparse")
-TERMS = ("padded", "inputs", "fours", "calls", "marks", "thin", "thin_calls", "thin_weights")  # of `work.Products`
+TERMS = (
+    "padded",
+    "inputs",
+    "fours",
+    "rests",
+    "calls",
+    "marks",
+    "thin",
+    "thin_calls",
+    "thin_weights",
+)  # of `work.Products`
 FILE = Path(__file__).parent / "latency.json"
 
 

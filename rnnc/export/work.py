@@ -23,6 +23,7 @@ Exportable = Cell | Skip | Sequence[Cell] | Enhancer
 IMAGE_BYTES = 3_000_000  # of model data that fit into the smallest memory of a board
 FRAMES = 2  # the last one is counted
 THIN = 16  # inputs of a factor whose rows kernels may hold
+VECTOR = 16  # columns that kernels take at once, or in one turn of a loop
 
 
 class Products(NamedTuple):
@@ -34,6 +35,7 @@ class Products(NamedTuple):
       inputs: how many numbers the matrices take, once for each block of outputs.
       calls: how often kernels begin with neighbouring rows of a matrix.
       fours: of rows, in all calls; kernels take rows by fours, and a rest of fewer as one.
+      rests: of those fours, how many have columns over after vectors of 16.
       padded: multiply-accumulates with the rests filled up.
       marks: of the maps of what is stored, row by row, that are looked at; none where all of it is.
       thin, thin_calls, thin_weights: of factors of few inputs, which meet many lines: multiply-accumulates with an odd
@@ -46,6 +48,7 @@ class Products(NamedTuple):
     inputs: int
     calls: int = 0
     fours: int = 0
+    rests: int = 0
     padded: int = 0
     marks: int = 0
     thin: int = 0
@@ -91,10 +94,10 @@ def layers(given: Exportable) -> list[Work]:
     >>> cell = GRUCell(6, 8, kernel=LowRank(rank=2), arith=Fixed(formats=Formats()), rngs=nnx.Rngs(0))
     >>> (work,) = layers(cell)
     >>> dict(work.products)  # doctest: +NORMALIZE_WHITESPACE
-    {'lowrank': Products(macs=84, sums=30, inputs=18, calls=6, fours=9, padded=120, marks=0, thin=0, thin_calls=0,
-                         thin_weights=0),
-     'dense': Products(macs=192, sums=24, inputs=8, calls=1, fours=6, padded=192, marks=0, thin=0, thin_calls=0,
-                       thin_weights=0)}
+    {'lowrank': Products(macs=84, sums=30, inputs=18, calls=6, fours=9, rests=9, padded=120, marks=0, thin=0,
+                         thin_calls=0, thin_weights=0),
+     'dense': Products(macs=192, sums=24, inputs=8, calls=1, fours=6, rests=6, padded=192, marks=0, thin=0,
+                       thin_calls=0, thin_weights=0)}
     """
     top = model.root(given)
     stack = top if top.kind == "rnnc_stack" else _struct(top, "stack")
@@ -133,8 +136,8 @@ def instructions(
         sources = [model.write(here, f"m{i}", given, layout=core.layout) for i, given in enumerate(batch)]
         image = emulate.build(core, sources, here, sound=sound, flags=flags)
         ends = [sound and isinstance(given, Enhancer) for given in batch]
-        inputs = [_inputs(given, end) for given, end in zip(batch, ends)]
-        counts = emulate.count(core, image, inputs, [_beginnings(given) + end for given, end in zip(batch, ends)])
+        taken = [inputs(given, end) for given, end in zip(batch, ends)]
+        counts = emulate.count(core, image, taken, [_beginnings(given) + end for given, end in zip(batch, ends)])
         method = counts.method
         found += [np.diff([0, *beginnings]).tolist() for beginnings in counts.models]
     return method, found
@@ -181,8 +184,8 @@ def _beginnings(given: Exportable) -> int:
     return len(_cells(given)) + skips + (2 if isinstance(given, Enhancer) else 0)
 
 
-def _inputs(given: Exportable, sound: bool) -> np.ndarray:
-    """Random numbers of 16 bits."""
+def inputs(given: Exportable, sound: bool = False) -> np.ndarray:
+    """Random numbers of 16 bits, as many as `emulate.count` wants of a model."""
     n = _cells(given)[0].in_features
     if sound and isinstance(given, Enhancer):
         n = max(n, given.model.stft.hop)
@@ -225,11 +228,12 @@ def _rows(plain: Struct, times: int, parts: int, inputs: int = 0) -> Products:
     if times > 1 and columns <= THIN and "map" not in plain.fields:
         thin = {"thin": times * rows * (columns + columns % 2), "thin_calls": times * parts, "thin_weights": stored}
         left = times * parts * (rows // parts % (4 if columns > 4 else 2) > 0)
-        return Products(times * stored, times * rows, inputs, left, left, **thin)
+        return Products(times * stored, times * rows, inputs, left, left, left, **thin)
     fours = -(-rows // parts // 4) * parts
     padded = stored * 4 * fours // rows
     marks = rows * columns // _number(plain, "block") if "map" in plain.fields else 0
-    return Products(times * stored, times * rows, inputs, *(times * n for n in (parts, fours, padded, marks)))
+    rests = fours if columns % VECTOR and "map" not in plain.fields else 0
+    return Products(times * stored, times * rows, inputs, *(times * n for n in (parts, fours, rests, padded, marks)))
 
 
 def _sum(*products: Products) -> Products:

@@ -1,12 +1,12 @@
-"""Speed, measured side by side: `python -m rnnc.recipes.bench train|structures|kernels|latency|budget`.
+"""Speed, measured side by side: `python -m rnnc.recipes.bench train|structures|kernels|gains|latency|budget`.
 
 A training step (forward, backward, Adam) of the TinyLSTMs-size model is timed for our cells, `flax.nnx`, `flax.linen`
 and, where it is installed, PyTorch. Every competitor keeps its own process; steps are taken in turn, one process at a
 time, so that all see the same machine. Ratios are of medians, to `linen.RNN(OptimizedLSTMCell)`; lower is faster.
 `structures` does the same for our LSTM with compressed matrices, with skipping and in integers (8-bit weights, 8- or
 16-bit inputs of the matrices); ratios are to the dense one. `kernels` counts instructions of a model's C code on chips,
-`latency` those of random models, and fits lines to them; `budget` says whether a model fits chips. They have options
-of their own.
+`gains` those of a layer with each structure, `latency` those of random models, and fits lines to them; `budget` says
+whether a model fits chips. They have options of their own.
 """
 
 import argparse
@@ -72,16 +72,16 @@ ALL = {"train": (ENTRIES, "ratio_to_linen"), "structures": (STRUCTURES, "ratio_t
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["kernels"], ["latency"], ["budget"]):  # these import JAX, which workers must set up first
-        from rnnc.recipes import bench_budget, bench_kernels, bench_latency
+    if words[:1] in (["kernels"], ["gains"], ["latency"], ["budget"]):  # these import JAX, which workers set up first
+        from rnnc.recipes import bench_budget, bench_gains, bench_kernels, bench_latency
 
-        commands = {"kernels": bench_kernels, "latency": bench_latency, "budget": bench_budget}
+        commands = {"kernels": bench_kernels, "gains": bench_gains, "latency": bench_latency, "budget": bench_budget}
         return commands[words[0]].main(words[1:])
     parser = argparse.ArgumentParser(
         prog="python -m rnnc.recipes.bench",
         description="Time training steps of our cells, Flax and PyTorch side by side.",
-        epilog="kernels: instructions of a model on chips; latency: lines through those of random models; budget: "
-        "whether a model fits chips. They have options of their own: kernels --help.",
+        epilog="kernels: instructions of a model on chips; gains: of a layer with each structure; latency: lines "
+        "through random models'; budget: whether a model fits chips. They have options of their own: kernels --help.",
     )
     parser.add_argument("what", choices=tuple(ALL), help="train: us and others; structures: our own, one to another")
     parser.add_argument(

@@ -116,7 +116,7 @@ def _random(number: int) -> list[cells.Cell]:
             nnx.eval_shape(lambda n=n, m=m, options=options: cell(n, m, **options, rngs=nnx.Rngs(0)))
         )
         kept = float(rng.choice(KEPT)) if kind == "sparse" else 1.0
-        stack.append(nnx.merge(graph, jax.tree.map(lambda a, kept=kept: _weights(a, kept, rng), shapes)))
+        stack.append(nnx.merge(graph, jax.tree.map(lambda a, kept=kept: drawn(a, kept, rng), shapes)))
     return stack
 
 
@@ -138,7 +138,7 @@ def _structure(kind: str, n: int, m: int, gates: int, rng: np.random.Generator) 
     return Dense()
 
 
-def _weights(a: jax.ShapeDtypeStruct, kept: float, rng: np.random.Generator) -> jax.Array:
+def drawn(a: jax.ShapeDtypeStruct, kept: float, rng: np.random.Generator) -> jax.Array:
     """Normal numbers; of a pruned matrix so many blocks of 4 inputs by 4 outputs."""
     drawn = rng.standard_normal(a.shape).astype(np.float32)
     if a.ndim == 2 and kept < 1:
