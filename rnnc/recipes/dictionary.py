@@ -27,7 +27,7 @@ from rnnc.config import ConfigError
 from rnnc.recipes import console, dictionaries, enhance, page, report
 from rnnc.recipes.console import Reporter
 from rnnc.recipes.dictionaries import Additive, Coder, Method, Rsbl, Sound
-from rnnc.recipes.evaluate import score
+from rnnc.recipes.evaluate import Scores, score, scored
 from rnnc.recipes.page import element, number, text
 from rnnc.recipes.run import Run, commit
 
@@ -183,17 +183,24 @@ def run(config: Dictionary, out: Path, resume: bool, command: str, reporter: Rep
     container.replace(whole.config, configs.dump(config))
     origin = {"commit": commit(), "command": command, "config_sha256": configs.digest(config), "seed": config.seed}
     rows = whole.update(**origin).get("rows", [])
-    for name in config.methods:
-        if name not in [row["method"] for row in rows]:
-            rows.append(_scored(name, config, sources, Run(out / name), origin, reporter))
-            whole.update(rows=rows)
+    left = [name for name in config.methods if name not in [row["method"] for row in rows]]
+    noisy = scored(sources.test, [pair.noisy for pair in sources.test], "noisy", reporter) if left else []
+    for name in left:
+        rows.append(_scored(name, config, sources, noisy, Run(out / name), origin, reporter))
+        whole.update(rows=rows)
     container.replace(out / "report.html", _page(whole.results()))
     reporter.say(f"report: {out / 'report.html'}")
     return rows
 
 
 def _scored(
-    name: str, config: Dictionary, sources: Sources, run: Run, origin: dict[str, Any], reporter: Reporter
+    name: str,
+    config: Dictionary,
+    sources: Sources,
+    noisy: Scores,
+    run: Run,
+    origin: dict[str, Any],
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """Learn one method and score it; its row."""
     reporter.say(f"{name}: learning")
@@ -211,7 +218,7 @@ def _scored(
 
     timed(sources.test[0].noisy[None])  # compiles
     spent = 0.0
-    test = score(run, sources.test, timed, sound.rate_hz, name, reporter)
+    test = score(run, sources.test, timed, sound.rate_hz, name, reporter, noisy)
     seconds = sum(len(pair.noisy) for pair in sources.test) / sound.rate_hz
     run.update(**origin, model={"name": name}, test={**test, "pairs": config.data.pairs or "mixed"})
     report.write(run.folder)

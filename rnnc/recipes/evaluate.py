@@ -17,6 +17,7 @@ from rnnc.recipes.console import Reporter
 from rnnc.recipes.run import Run, load_model
 from rnnc.recipes.runner import Runner
 
+Scores = list[dict[str, Any]]
 EXAMPLES = 3  # of the scored pairs, from the lowest SNR to the highest
 
 
@@ -46,6 +47,7 @@ def score(
     rate_hz: int,
     how: str,
     reporter: Reporter,
+    noisy: Scores | None = None,
 ) -> dict[str, Any]:
     """Enhance and score pairs; writes the examples of the run folder, returns the section `test` of its result.json.
 
@@ -56,17 +58,14 @@ def score(
       rate_hz: rate of all sound.
       how: what enhances, in words.
       reporter: told how far it is, and the means.
+      noisy: what `scored` gave for the noisy sound; None: it is scored here.
     """
     enhanced = []
     for i, pair in enumerate(pairs):
         enhanced.append(enhance(pair.noisy[None])[0])
         reporter.progress("enhancing", i + 1, len(pairs), how)
-    versions = {"noisy": [pair.noisy for pair in pairs], "enhanced": enhanced}
-    scores = {}
-    for name, signals in versions.items():
-        both = list(zip([pair.clean for pair in pairs], signals))
-        say = f"scoring {name}"
-        scores[name] = metrics.score_many(both, on_progress=lambda done, of, say=say: reporter.progress(say, done, of))
+    scores = {"noisy": noisy or scored(pairs, [pair.noisy for pair in pairs], "noisy", reporter)}
+    scores["enhanced"] = scored(pairs, enhanced, "enhanced", reporter)
     run.folder.mkdir(parents=True, exist_ok=True)
     section = {**_summary(pairs, scores), "computed_by": how}
     _examples(run, pairs, enhanced, scores, rate_hz)
@@ -76,7 +75,13 @@ def score(
     return section
 
 
-def _summary(pairs: list[Pair], scores: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def scored(pairs: list[Pair], signals: list[np.ndarray], what: str, reporter: Reporter) -> Scores:
+    """The metrics of a signal for each pair."""
+    both = list(zip([pair.clean for pair in pairs], signals))
+    return metrics.score_many(both, on_progress=lambda done, of: reporter.progress(f"scoring {what}", done, of))
+
+
+def _summary(pairs: list[Pair], scores: dict[str, Scores]) -> dict[str, Any]:
     """Means with intervals over all pairs (by speaker where known), the paired gain, and means per SNR."""
     named = [pair.speaker for pair in pairs]
     speakers = None if None in named else named
@@ -108,7 +113,7 @@ def _examples(
     run: Run,
     pairs: list[Pair],
     enhanced: list[np.ndarray],
-    scores: dict[str, list[dict[str, Any]]],
+    scores: dict[str, Scores],
     rate_hz: int,
 ) -> None:
     """A few pairs as sound, spread over the SNRs."""
