@@ -14,7 +14,7 @@ def _works() -> list[Work]:
     """Layers of every kind, and sizes that have nothing to do with one another."""
     rng, found = np.random.default_rng(0), []
     for kind in KINDS * 12:
-        most = (100_000, 20_000, 20_000, 10_000, 5000, 100_000, 30_000, 90_000, 30_000, 9000, 5000)
+        most = (100_000, 20_000, 20_000, 10_000, 5000, 5000, 100_000, 30_000, 90_000, 30_000, 9000, 5000)
         *products, elementwise = map(int, rng.integers(1, most))
         found.append(Work(name="", products={kind: Products(*products)}, elementwise=elementwise))
     return found
@@ -25,7 +25,7 @@ def _terms(layer: Work) -> np.ndarray:
 
 
 def test_a_fit_finds_the_lines_that_were_planted():
-    planted = {kind: np.array([1.0 + i, 3.0 * i, 20.0 - i, 50.0 * i, 4, 2, 7 + i, 1]) for i, kind in enumerate(KINDS)}
+    planted = {k: np.array([1.0 + i, 3.0 * i, 20.0 - i, 9, 50.0 * i, 4, 2, 7 + i, 1]) for i, k in enumerate(KINDS)}
     works = _works()
     counted = [planted[w.kind] @ _terms(w) + 7 * w.elementwise for w in works]
     found = latency.fit("m4", "gcc", works, counted)
@@ -52,16 +52,16 @@ def test_a_fit_says_how_wrong_it_is():
 def test_layers_of_several_kinds_are_the_sum_of_them():
     """A kernel of one kind and a recurrent matrix of another."""
     lines = {
-        kind: Line(per=(i, 10 * i, 100 * i, 1000 * i, 7, 9, 11, 13), r2=1, macs_r2=1, worst=0, layers=1)
+        kind: Line(per=(i, 10 * i, 100 * i, 17, 1000 * i, 7, 9, 11, 13), r2=1, macs_r2=1, worst=0, layers=1)
         for i, kind in enumerate(KINDS, 1)
     }
     line = Latency(core="m4", compiler="gcc", per_elementwise=5, lines=lines)
     each = {
         "kron": Products(1, 8, 2, calls=3, fours=4, padded=100, thin=5, thin_calls=2, thin_weights=1),
-        "dense": Products(1, 4, 1, 5, 6, 1000),
+        "dense": Products(1, 4, 1, calls=5, fours=6, rests=2, padded=1000),
     }
     both = Work(name="", products=each, elementwise=6)
-    dense = 1000 + 10 * 1 + 100 * 6 + 1000 * 5
+    dense = 1000 + 10 * 1 + 100 * 6 + 17 * 2 + 1000 * 5
     assert line.instructions([both]) == 3 * (100 + 10 * 2 + 100 * 4 + 1000 * 3) + 5 * 9 + 2 * 11 + 13 + dense + 5 * 6
     assert line.instructions([both, both]) == 2 * line.instructions([both])
 

@@ -67,7 +67,8 @@ def test_weights_that_are_not_stored_are_no_work():
     recurrent[0, :5] = 0
     cell.set_weights(weights | {"kernel": {"w": jnp.asarray(kernel)}, "recurrent": {"w": jnp.asarray(recurrent)}})
     (found,) = work.layers(cell)
-    sparse, dense = Products(4 * 11, 32, 16, 1, 8, 4 * 11, 4 * 32), Products(8 * 32, 32, 8, 1, 8, 8 * 32)
+    sparse = Products(4 * 11, 32, 16, calls=1, fours=8, padded=4 * 11, marks=4 * 32)
+    dense = Products(8 * 32, 32, 8, calls=1, fours=8, rests=8, padded=8 * 32)
     assert found.products == {"sparse": sparse, "dense": dense}
 
 
