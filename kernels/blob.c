@@ -217,10 +217,10 @@ static void plain(reader *r, rnnc_plain *w)
         w->start = array(r, start, 4 * (uint64_t)(map != 0 ? w->outputs : tiles(w) + 1));
     }
     if (r->status == RNNC_BLOB_OK) {
-        const uint32_t count = map != 0 ? mapped(r, w)
+        const uint64_t count = map != 0 ? mapped(r, w)
             : steps != 0                ? stepped(r, w, steps)
-                                        : tiles(w) * high(w) * stored(w, 0);
-        w->weights = array(r, weights, ((uint64_t)count * w->bits + 7) / 8);
+                                        : (uint64_t)tiles(w) * high(w) * stored(w, 0);
+        w->weights = array(r, weights, (count * w->bits + 7) / 8);
     }
 }
 
@@ -242,6 +242,7 @@ static void prove(reader *r, const rnnc_plain *w, int inputs_bits, uint32_t toge
             const int32_t v = rnnc_weight(w, from, row, c);
             total += (uint32_t)(v < 0 ? -v : v);
             check(r, v == 0 || c < w->inputs, RNNC_BLOB_SHAPE);
+            check(r, v < 128 || w->bits == 16, RNNC_BLOB_RANGE); /* FF 7F in a four */
         }
         check(r, total < UINT32_C(1) << (w->sum_bits - inputs_bits), RNNC_BLOB_SUM);
         from += row % high(w) == high(w) - 1 ? count * high(w) : 0;
@@ -268,6 +269,7 @@ static void kron(reader *r, const rnnc_mat *mat, uint32_t outputs)
     check(r, mat->terms == terms && mat->first.outputs == blocks * terms * p, RNNC_BLOB_SHAPE);
     check(r, mat->second.outputs == blocks * q && mat->second.inputs == terms * lines, RNNC_BLOB_SHAPE);
     check(r, lines * k == mat->inputs && p * q == outputs, RNNC_BLOB_SHAPE);
+    check(r, (uint64_t)p * mat->second.inputs <= 2 * WIDEST_SCRATCH, RNNC_BLOB_RANGE); /* or its count would overflow */
     const int along = mat->x_line == k && mat->x_next == 1 && mat->y_first == 1 && mat->y_second == p;
     const int across = mat->x_line == 1 && mat->x_next == lines && mat->y_first == q && mat->y_second == 1;
     check(r, along || across, RNNC_BLOB_SHAPE);
@@ -454,7 +456,7 @@ static void overlap(reader *r, const rnnc_front *f)
 {
     const uint32_t half = f->window / 2U;
     for (uint32_t i = 0; i <= half; i++) {
-        check(r, f->analysis[i] <= 32768, RNNC_BLOB_RANGE);
+        check(r, f->analysis[i] <= 32768 && f->synthesis[i] >> f->synthesis_shift < 8, RNNC_BLOB_RANGE);
     }
     for (uint32_t from = 0; from < f->hop; from++) {
         uint64_t sum = 0;
@@ -497,7 +499,7 @@ static const rnnc_front *front(reader *r, uint16_t *bands_)
     f.bands = width(r, 1);
     f.first = width(r, 0);
     f.last = width(r, 0);
-    f.synthesis_shift = small(r, 1, 20);
+    f.synthesis_shift = small(r, 1, 24);
     f.place_frac = small(r, 0, 15);
     f.x_bits = bits(r);
     const int32_t sines = place(r), analysis = place(r), synthesis = place(r);
@@ -564,6 +566,7 @@ static void load(reader *r, const void *data, uint32_t size, rnnc_blob *model)
 {
     const uint8_t *const bytes = data;
     memset(model, 0, sizeof *model);
+    check(r, data != NULL, RNNC_BLOB_NULL);
     check(r, (uintptr_t)data % 4 == 0 && (uintptr_t)r->arena % 8 == 0, RNNC_BLOB_ALIGNMENT);
     check(r, size >= HEADER + CHECKSUM && size <= INT32_MAX, RNNC_BLOB_SIZE);
     if (r->status == RNNC_BLOB_OK) {
@@ -600,7 +603,10 @@ rnnc_blob_status rnnc_blob_open(const void *data, uint32_t size, void *arena, ui
     reader r = {0};
     r.arena = arena;
     r.room = bytes;
-    check(&r, arena != NULL, RNNC_BLOB_ARENA);
+    if (model == NULL) {
+        return RNNC_BLOB_NULL;
+    }
+    check(&r, arena != NULL, RNNC_BLOB_NULL);
     load(&r, data, size, model);
     return r.status;
 }

@@ -12,10 +12,16 @@ typedef struct {
     int32_t least;   /* gain */
 } rnnc_header;
 
-/* "RNNC", changed by the sizes of the front end, so that another model's memory is refused. */
-static uint32_t magic(const rnnc_front *front)
+/* "RNNC", changed by all sizes, so that the memory of a model with others is refused. */
+static uint32_t magic(const rnnc_denoiser *model)
 {
-    return UINT32_C(0x524E4E43) ^ ((uint32_t)front->window << 16 | front->hop) ^ (uint32_t)front->bands << 4;
+    const rnnc_front *front = model->front;
+    const uint32_t sizes[] = {front->window, front->hop, front->bands, rnnc_denoiser_state_bytes(model)};
+    uint32_t v = UINT32_C(0x524E4E43);
+    for (int i = 0; i < 4; i++) {
+        v = (v ^ sizes[i]) * UINT32_C(0x01000193);
+    }
+    return v;
 }
 
 static uint32_t even(uint32_t count)
@@ -116,7 +122,7 @@ rnnc_status rnnc_denoiser_init(const rnnc_denoiser *model, void *memory, uint32_
         return RNNC_TOO_SMALL;
     }
     rnnc_header *header = memory;
-    header->magic = magic(model->front);
+    header->magic = magic(model);
     header->least = 0;
     silence(model, memory);
     return RNNC_OK;
@@ -125,13 +131,16 @@ rnnc_status rnnc_denoiser_init(const rnnc_denoiser *model, void *memory, uint32_
 /* Whether the memory can be used. */
 static rnnc_status usable(const rnnc_denoiser *model, const void *memory)
 {
-    if (model == NULL || model->front == NULL || memory == NULL) {
+    if (model == NULL || memory == NULL) {
         return RNNC_NULL;
     }
     if ((uintptr_t)memory % 4 != 0) {
         return RNNC_MISALIGNED;
     }
-    return ((const rnnc_header *)memory)->magic == magic(model->front) ? RNNC_OK : RNNC_NOT_READY;
+    if (!fits(model)) {
+        return RNNC_BAD_MODEL;
+    }
+    return ((const rnnc_header *)memory)->magic == magic(model) ? RNNC_OK : RNNC_NOT_READY;
 }
 
 rnnc_status rnnc_denoiser_reset(const rnnc_denoiser *model, void *memory)

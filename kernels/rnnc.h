@@ -157,7 +157,7 @@ typedef enum {
     RNNC_MISALIGNED, /* the memory does not begin at a multiple of 4 */
     RNNC_TOO_SMALL,  /* the memory is smaller than rnnc_denoiser_state_bytes */
     RNNC_BAD_MODEL,  /* the front end and the network do not fit, or a size is none that the kernels have */
-    RNNC_NOT_READY,  /* the memory was not initialised, or for another model */
+    RNNC_NOT_READY,  /* the memory was not initialised, or for a model of other sizes */
     RNNC_BAD_LIMIT   /* not 0 to 32767 */
 } rnnc_status;
 
@@ -239,7 +239,8 @@ typedef enum {
     RNNC_BLOB_RANGE,     /* a number out of its range */
     RNNC_BLOB_SHAPE,     /* parts that do not fit together */
     RNNC_BLOB_SUM,       /* a sum of products could overflow */
-    RNNC_BLOB_ARENA      /* too small */
+    RNNC_BLOB_ARENA,     /* too small */
+    RNNC_BLOB_NULL       /* a pointer is NULL */
 } rnnc_blob_status;
 
 /* Bytes of the arena that a model's structures take; 0: rnnc_blob_open would refuse the model. */

@@ -9,7 +9,7 @@
 
 #include "rnnc.h"
 
-static unsigned long found[RNNC_BLOB_ARENA + 1];
+static unsigned long found[RNNC_BLOB_NULL + 1];
 
 static void *room(size_t bytes)
 {
@@ -127,6 +127,7 @@ static void call_denoiser(const rnnc_denoiser *model)
     must(rnnc_denoiser_process(model, memory + 1, x, x, 3) == RNNC_MISALIGNED);
     must(rnnc_denoiser_process(model, NULL, x, x, 3) == RNNC_NULL);
     must(rnnc_denoiser_process(model, memory, NULL, x, 3) == RNNC_NULL);
+    must(rnnc_denoiser_process(&unfit, memory, x, x, 3) == RNNC_BAD_MODEL);
     must(rnnc_denoiser_limit(model, memory, -1) == RNNC_BAD_LIMIT);
     must(rnnc_denoiser_limit(model, memory, 32768) == RNNC_BAD_LIMIT);
     must(rnnc_denoiser_limit(model, memory, 32767) == RNNC_OK && rnnc_denoiser_reset(model, memory) == RNNC_OK);
@@ -139,7 +140,10 @@ static void call(const uint8_t *data, size_t size)
     rnnc_blob model;
     const uint32_t bytes = rnnc_blob_bytes(data, (uint32_t)size);
     void *arena = room(bytes);
-    must(rnnc_blob_open(data, (uint32_t)size, NULL, bytes, &model) == RNNC_BLOB_ARENA);
+    must(rnnc_blob_open(data, (uint32_t)size, NULL, bytes, &model) == RNNC_BLOB_NULL);
+    must(rnnc_blob_open(NULL, (uint32_t)size, arena, bytes, &model) == RNNC_BLOB_NULL);
+    must(rnnc_blob_open(data, (uint32_t)size, arena, bytes, NULL) == RNNC_BLOB_NULL);
+    must(rnnc_blob_bytes(NULL, (uint32_t)size) == 0);
     must(rnnc_blob_open(data, (uint32_t)size, (uint8_t *)arena + 4, bytes, &model) == RNNC_BLOB_ALIGNMENT);
     must(rnnc_blob_open(data + 1, (uint32_t)size - 1, arena, bytes, &model) == RNNC_BLOB_ALIGNMENT);
     must(rnnc_blob_open(data, (uint32_t)size, arena, bytes, &model) == RNNC_BLOB_OK);
@@ -203,7 +207,7 @@ int main(int argc, char **argv)
         }
     }
     free(data);
-    for (size_t i = 0; i <= RNNC_BLOB_ARENA; i++) {
+    for (size_t i = 0; i <= RNNC_BLOB_NULL; i++) {
         printf("%lu ", found[i]);
     }
     return 0;

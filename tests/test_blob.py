@@ -221,6 +221,19 @@ def test_wrong_calls_are_answered(name, drivers, tmp_path):
     assert _harmed(drivers("plain"), blob.packed(*made(name)), "calls", tmp_path) == {"RNNC_BLOB_OK": 1}
 
 
+def test_memory_of_another_model_is_refused(tmp_path):
+    """The same front end before a wider network, which would write behind the memory."""
+    not_ready, small = 5, _denoiser()
+    wide = Enhancer(replace(small.model, units=(8, 3)), rngs=nnx.Rngs(0))
+    library = build(tmp_path, model.write(tmp_path, "small", small), model.write(tmp_path, "wide", wide))
+    a, b = (ctypes.byref(ctypes.c_char.in_dll(library, f"{name}_denoiser")) for name in ("small", "wide"))
+    x, memory = np.zeros(40, np.int16), np.zeros(library.rnnc_denoiser_state_bytes(b) // 4 + 1, np.int32)
+    for own, other in ((a, b), (b, a)):
+        assert library.rnnc_denoiser_init(own, pointer(memory), memory.nbytes) == 0
+        assert library.rnnc_denoiser_process(other, pointer(memory), pointer(x), pointer(x), len(x)) == not_ready
+        assert library.rnnc_denoiser_process(own, pointer(memory), pointer(x), pointer(x), len(x)) == 0
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_cut_off_models_are_refused(name, drivers, tmp_path):
     data = blob.packed(*made(name))

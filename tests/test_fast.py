@@ -165,6 +165,12 @@ def test_all_orders_of_weights_are_tried(tmp_path_factory):
     } <= found
 
 
+def test_terms_fit_their_byte():
+    w = {"a": np.ones((1, 256, 2, 2)), "b": np.ones((1, 256, 2, 2))}
+    with pytest.raises(model.ExportError, match="w: has 256 terms, must be 255 at most"):
+        model._mat(model._Source("m", "rows"), "w", Kron(), w, Format(8, 5), MID, Formats())
+
+
 @pytest.mark.parametrize("core", CORES)
 def test_arrays_are_moved_as_whole_numbers_are(core, tmp_path):
     """Every number of 16 bits by every shift to several widths, against `fixed`'s definition; odd counts, anywhere."""

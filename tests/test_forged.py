@@ -44,6 +44,11 @@ def _many(count: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda numbers: np.resize(numbers, count)
 
 
+def _largest(numbers: np.ndarray) -> np.ndarray:
+    """FF 7F: -1, and 127 + 1."""
+    return _at(0, -1)(_at(1, 127)(numbers))
+
+
 def _within(where: str, **fields: object) -> list[Change]:
     return [(f"{where}.{key.replace('__', '.')}", value) for key, value in fields.items()]
 
@@ -92,6 +97,21 @@ LIES: dict[str, tuple[str, list[Change], str]] = {
         ],
         "RANGE",
     ),
+    "scratch is counted": (
+        "kron-a-first",
+        [
+            *_within(CELL + "kernel", inputs=65535, outputs=65535, x_line=1, x_next=65535, y_first=1, y_second=1),
+            *_within(CELL + "kernel.first", outputs=65535, inputs=1, weights=_many(65535), shifts=_many(65535)),
+            *_within(CELL + "kernel.second", outputs=1, inputs=65535, weights=_many(65535), shifts=_many(1)),
+        ],
+        "RANGE",
+    ),
+    "tiles are counted": (
+        "tiles",
+        _within(CELL + "kernel.plain", outputs=65535, inputs=65535, shifts=_many(65536)),
+        "PLACE",
+    ),
+    "no weight of a tile is 128": ("tiles", [(CELL + "kernel.plain.weights", _largest)], "RANGE"),
     "a low rank takes all of x": ("joint", [(CELL + "kernel.first.inputs", 13)], "SHAPE"),
     "a low rank is one": ("joint", [(CELL + "kernel.first.outputs", 4)], "SHAPE"),
     "a low rank gives all of y": ("joint", [(CELL + "kernel.second.outputs", 31)], "SHAPE"),
@@ -126,7 +146,12 @@ LIES: dict[str, tuple[str, list[Change], str]] = {
     "a layer has biases": ("denoiser", [("net.layer.0.bias", 0)], "SHAPE"),
     "sine": ("denoiser", [("front.sine", lambda numbers: -(numbers // 2))], "RANGE"),
     "analysis": ("denoiser", [("front.analysis", _at(3, 32769))], "RANGE"),
-    "synthesis": ("denoiser", [("front.synthesis_shift", 5)], "SUM"),
+    "synthesis": ("denoiser", _within("front", hop=16, synthesis_shift=10, synthesis=_all(8191)), "SUM"),
+    "synthesis is small": (
+        "denoiser",
+        [("front.synthesis_shift", 10), ("front.synthesis", _at(0, 8192))],
+        "RANGE",
+    ),
     "a band ends before the end": ("denoiser", [("front.start", _at(-1, 33))], "SHAPE"),
     "weights add up": ("denoiser", [("front.weights", _at(0, 0))], "RANGE"),
     "gains lie between bands": ("denoiser", [("front.place", _at(9, 65535))], "RANGE"),

@@ -258,15 +258,21 @@ def test_a_million_steps_are_one(kind, tmp_path):
         np.testing.assert_array_equal(ours.run(q)[0], whole[:, 0])
 
 
+TINY = Formats(x=Format(8, 20), x_in=Format(8, 20), x_mid=Format(16, 3))
+
+
 def test_the_exporter_refuses(tmp_path):
     """What the kernels cannot run, with the part's name; nothing is written."""
     integers = Fixed(formats=_formats("lstm", 8))
     cell = _cell("lstm", "dense", integers)
     wide = Fixed(formats=Formats(x=Format(16, 12), x_in=Format(16, 12)))
+    thin = cells.LSTMCell(N, M, kernel=LowRank(rank=2), arith=Fixed(formats=TINY), rngs=nnx.Rngs(0))
+    thin.set_weights(jax.tree.map(lambda a: a * 2.0**-18, thin.weights()))
     for given, message in (
         (("Name", cell), "name: is 'Name'"),
         (("unit", _cell("lstm", "dense", None)), "layer 0: its arithmetic is floating point"),
         (("unit", [cell, _cell("lstm", "dense", integers, n=M + 1)]), f"layer 1: takes {M + 1} numbers"),
+        (("unit", thin), r"cell0_kernel_u, output 0: its sum would be shifted by \d+, must be -30 to 30"),
         (("unit", _cell("gru", "dense", wide, n=3000)), r"cell0_kernel_w, output \d+: its sum can reach"),
         (("unit", _cell("lstm", "dense", Fixed(formats=Formats(c=Format(16, -1))))), "cell0: c has frac -1, must be 0"),
         (("unit", _cell("gru", "dense", Fixed(formats=Formats(h=Format(16, -2))))), "cell0: h has frac -2, must be 0"),

@@ -17,7 +17,7 @@ from rnnc.export.work import Work
 from rnnc.model import Enhancer, Model
 
 SAMPLE_BYTES = 2
-STACK_BYTES = 1024  # of the deepest call
+STACK_BYTES = 1280  # of the deepest call of any core's kernels, without interrupts
 OPS, MS = 1_550_000, 10.0  # of a frame: TinyLSTMs' limits
 
 

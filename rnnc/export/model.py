@@ -387,6 +387,8 @@ def _mat(
 def _kron(source: _Source, what: str, w: Params, x: Format, mid: Format, formats: Formats) -> dict[str, Value]:
     blocks, terms, m1, n1 = w["a"].shape
     m2, n2 = w["b"].shape[2:]
+    if terms > 255:
+        raise ExportError(f"{what}: has {terms} terms, must be 255 at most")
     body: dict[str, Value] = {"kind": "RNNC_KRON", "blocks": blocks, "top": 0, "terms": terms, "mid_bits": mid.bits}
     if Factors((m1, n1), (m2, n2)).b_first:
         first, second, names = w["b"], w["a"], ("b", "a")
@@ -431,5 +433,10 @@ def _plain(
         begins = "row" if store.tile == 0 else "tile"
         body["start"] = source.array(f"{what}_start", "uint32_t", start, f"{what}: where each {begins} begins")
     shifts = (frac.ravel() + x.frac - y.frac).astype(np.int64)
+    for row in np.flatnonzero(np.abs(shifts) > 30):
+        raise ExportError(
+            f"{what}, output {row}: its sum would be shifted by {shifts[row]}, must be -30 to 30: "
+            f"weights have frac {frac.ravel()[row]}, inputs {x.frac}, the result {y.frac}"
+        )
     body["shifts"] = source.array(f"{what}_shifts", "int8_t", shifts, f"{what}: from the sum's frac to {y.frac}")
     return Struct("rnnc_plain", body)
