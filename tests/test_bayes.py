@@ -341,3 +341,72 @@ def test_the_tables_name_all_members():
     assert {type(member) for member in ALL} == set(ESTEPS.values())
     assert {type(member) for member in KINDS} == set(PRIORS.values())
     assert all(name == member.__name__.lower() for name, member in itertools.chain(ESTEPS.items(), PRIORS.items()))
+
+
+@pytest.mark.parametrize("estep", [LMMSE(), MCMC(sweeps=200, burn=10)], ids=repr)
+def test_the_residual_counts_the_spread_of_x(doubles, estep):
+    phi, y, gamma, sigma2 = np.array([[0.6], [0.8]]), np.array([0.9, 0.7]), np.array([1.5]), 0.3
+    found = run(estep, phi, y, gamma, sigma2)
+    spread = float(np.sum(found.second - found.mean**2))
+    assert spread > 0.05
+    left = np.sum((y - phi @ np.asarray(found.mean)) ** 2)
+    assert float(found.residual) == pytest.approx(left + spread, rel=1e-6)  # the column has length 1
+
+
+def test_the_residual_of_amp_is_near_the_samplers(doubles):
+    (phi,), _, (y,) = planted(4, 40, 80, 8, sigma=0.2)
+    gamma = np.full(80, 0.1)
+    sampled = run(MCMC(sweeps=600, burn=50), phi, y, gamma, 0.04)
+    passed = run(AMP(rounds=60), phi, y, gamma, 0.04)
+    assert float(passed.residual) == pytest.approx(float(sampled.residual), rel=0.2)  # a law of large numbers
+
+
+@pytest.mark.parametrize("estep", [Diagonal(), LMMSE(), AMP()], ids=repr)
+def test_the_mode_is_cut_at_0(estep):
+    phi, _, _ = planted(14, 12, 20, 3)
+    assert np.all(rsbl.fit(phi[0], -phi[0][:, 0], sigma2=1e-2, estep=estep, point="mode", iterations=3).x >= 0)
+
+
+def test_the_objective_is_in_the_callers_units():
+    phi, _, y = planted(10, 12, 20, 3)
+    quiet, loud = (rsbl.fit(phi[0], c * y[0], sigma2=0.01 * c**2, iterations=5).objective for c in (1.0, 1e3))
+    assert loud - quiet == pytest.approx(2 * 12 * np.log(1e3), rel=1e-6)  # a density of 12 numbers
+
+
+def test_a_samplers_late_steps_are_averaged(doubles):
+    (phi,), _, (y,) = map(jnp.array, planted(7, 12, 20, 3))
+    estep, gamma = MCMC(sweeps=2, burn=0), jnp.full(20, 0.5)
+    old = rsbl._Carry(
+        x=jnp.ones(20),
+        gamma=gamma,
+        sigma2=jnp.array(0.01),
+        objective=jnp.zeros(()),
+        iterations=jnp.array(7),
+        status=jnp.array(rsbl.RUNNING),
+        state=estep.start(y, gamma),
+        key=jax.random.key(0),
+    )
+    settings, limits = rsbl._Settings(estep, Flat(), False, False), rsbl._Limits(0.0, 0.0, 10)
+    new = rsbl._step(settings, limits, phi, y, jnp.ones(20), old)
+    found, _ = estep.run(phi, y, gamma, old.sigma2, old.state, jax.random.fold_in(old.key, 7))
+    np.testing.assert_allclose(new.x, 1 + (found.mean - 1) / 3, rtol=1e-12)  # 5 and 6 came before
+    np.testing.assert_allclose(new.gamma, gamma + (found.second - gamma) / 3, rtol=1e-12)
+
+
+def test_atoms_below_the_share_are_dropped():
+    phi, _, y = planted(7, 24, 48, 4)
+    all_of_them, some = (rsbl.fit(phi[0], y[0], sigma2=1e-4, prune=p, iterations=30).gamma for p in (0.0, 1e-2))
+    assert np.all(all_of_them > 0)
+    assert 4 <= np.sum(some > 0) < 48
+    assert some[some > 0].min() > 1e-2 * some.max()  # columns of length 1
+
+
+@pytest.mark.parametrize(("y", "dtype"), [([1e200, 2e200], np.float64), ([1e-24, 1e-24], np.float32)])
+def test_numbers_whose_squares_leave_the_range_are_refused(y, dtype):
+    with pytest.raises(ValueError, match="y: its squares leave the range of float"):
+        rsbl.fit(np.eye(2), np.array(y), sigma2=1e-3, dtype=dtype)
+
+
+def test_no_problems_are_refused():
+    with pytest.raises(ValueError, match="phi"):
+        rsbl.fit(np.eye(2), np.zeros((0, 2)), sigma2=1e-3)

@@ -281,7 +281,7 @@ def test_refuses_what_does_not_fit_the_state():
         msbdl.transform(state.model(), [None, None])
     with pytest.raises(ValueError, match=r"views\[1\]: has 5 numbers a sample, must have 4"):
         msbdl.transform(state.model(), [None, views()[0]])
-    with pytest.raises(ValueError, match="array 'noise' is missing"):
+    with pytest.raises(ValueError, match=r"array 'dictionaries\.0' is missing"):
         msbdl.restored(Model, {"scale": np.ones(1)})
 
 
@@ -408,3 +408,56 @@ def test_labels_move_atoms_and_classify_better():
     for wrong, message in ((labels[:-1], "must be 200 integers"), (labels + 1, "must be 0 to 1")):
         with pytest.raises(ValueError, match=message):
             task.begin(how, model, given, wrong, KEY)
+
+
+def test_the_mean_of_a_code_is_foretold_too():
+    model = Model(dictionaries=(jnp.eye(3),) * 2, noise=jnp.full(2, 0.01), scale=jnp.ones(2), prior=jnp.ones(3))
+    y = 3 + np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    link = foretell.learn(model, [y, 2 * y], ridge=1e-6)
+    guess = foretell.foretold(model, link, msbdl.transform(model, [y, None]))
+    assert np.mean((guess - 2 * y) ** 2) < 0.01 * np.mean((2 * y) ** 2)
+
+
+def test_the_cost_of_batches_stands_for_all_samples():
+    given = views()
+    whole = Msbdl(atoms=(6, 6), sweeps=1, noise_share=(0.1, 0.1), review_every=0)
+    part = dataclasses.replace(whole, batch=21)  # one batch; 19 samples are left out
+    one, two = (float(msbdl.fit(c, given, msbdl.start(c, given, KEY)).cost[0]) for c in (whole, part))
+    assert two == pytest.approx(one, rel=0.2)
+
+
+def test_a_review_moves_the_sums_with_the_atoms():
+    problem = plant(2, atoms=(8, 8), size=20, samples=300, on=2, snr_db=30)
+    config = Msbdl(atoms=(8, 8), sweeps=1, noise_share=(1e-3, 1e-3))
+    first = msbdl.start(config, problem.views, KEY)
+    order = np.random.default_rng(0).permutation(8)
+    d = [jnp.asarray(truth, jnp.float32) for truth in problem.atoms]
+    mark = jnp.arange(8, dtype=jnp.float32)
+    state = dataclasses.replace(
+        first,
+        dictionaries=(d[0], d[1][:, order]),
+        noise=jnp.full(2, 1e-3, jnp.float32),
+        cross=(d[0], d[1][:, order]),
+        square=(jnp.outer(mark, mark), jnp.outer(mark[order], mark[order])),
+    )
+    done = msbdl._review(config, tuple(jnp.asarray(y) / s for y, s in zip(problem.views, first.scale)), state)
+    for got, wanted in ((done.dictionaries, d), (done.cross, d), (done.square, [jnp.outer(mark, mark)] * 2)):
+        np.testing.assert_array_equal(got[1], wanted[1])
+
+
+def test_hidden_numbers_are_scored_by_the_conditional_normal():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        d, y = jnp.asarray(rng.standard_normal((8, 5))), jnp.asarray(rng.standard_normal((3, 8)))
+        order = np.asarray(jax.random.permutation(KEY, 8))
+        hidden, seen = order[: 8 // review.HIDDEN], order[8 // review.HIDDEN :]
+        flat = jnp.full((3, 5), 1 / 5)
+        gamma, _ = coupled.infer([d[seen]], jnp.full(1, 0.1), flat, [y[:, seen]], 2 * review.ALONE)
+        wanted = []
+        for row, g in zip(np.asarray(y), np.asarray(gamma)):
+            s = np.asarray(d) * g @ np.asarray(d).T + 0.1 * np.eye(8)
+            gain = s[np.ix_(hidden, seen)] @ np.linalg.inv(s[np.ix_(seen, seen)])
+            v = np.diag(s[np.ix_(hidden, hidden)] - gain @ s[np.ix_(seen, hidden)])
+            wanted.append((row[hidden] - gain @ row[seen]) ** 2 / v + np.log(v))
+        got = float(review.hidden_loss(d, jnp.asarray(0.1), y, KEY))
+        assert got == pytest.approx(float(np.mean(wanted)), rel=1e-8)

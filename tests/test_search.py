@@ -22,6 +22,7 @@ from rnnc.search.scheduler import Failure, Processes, SchedulerError, Serial
 from rnnc.search.settings import Halving, Settings, TuneError
 from rnnc.search.space import Space, When, parse
 from rnnc.search.store import Store, StoreError, Trial
+from rnnc.search.study import Study
 from rnnc.search.tune import tune
 from rnnc.search.values import Choice, Distribution, Ordered, SpaceError, Uniform, as_values, loguniform
 
@@ -860,3 +861,117 @@ def test_failures_are_told_to_observers():
     assert [o.trial.state for o in seen] == ["failed"] * 4
     assert json.loads(json.dumps(seen[0].configuration)) == seen[0].configuration
     assert isinstance(scheduler.guarded(odd_one, {"kind": "raise"}), Failure)
+
+
+def test_the_schedule_is_that_of_srinivas():
+    wanted = 0.2 * math.sqrt(2 * math.log(1000 * 4**2 * math.pi**2 / 0.6))  # t = 4
+    assert Bayes(alpha=None, schedule=0.2).factor(3, 1000) == pytest.approx(wanted)
+
+
+def test_what_is_open_counts_as_known():
+    space = Space(BOWL)
+    known, at = _known(space, bowl), {"x": 0.52, "y": 0.48}
+    free, taken = (
+        propose._Pool(
+            space,
+            Known(tried=known.tried, values=known.values, open=o),
+            propose.warp(np.array(known.values)),
+            Bayes(),
+            np.random.default_rng(0),
+            2.0,
+        )
+        for o in ([], [at])
+    )
+    np.testing.assert_array_equal(free.x, taken.x)
+    i = int(np.argmin(np.abs(free.x - space.encode([at])).max(axis=1)))
+    assert taken.variance[i] < 0.5 * free.variance[i]
+
+
+def test_effort_is_an_input_and_the_most_is_wanted():
+    space, places = Space({"x": Uniform(0, 1)}), [i / 9 for i in range(10)]
+    known = Known(
+        tried=[{"x": x} for x in places] * 2,
+        values=[*places, *(1 - x for x in places)],  # with little effort the right is best, with all the left
+        levels=[0.0] * 10 + [1.0] * 10,
+    )
+    (best,) = _batch(space, known, Bayes(explore=0.0, alpha=0.0), 1)
+    assert best["x"] < 0.3
+
+
+def test_the_share_to_explore_is_drawn():
+    space = Space(BOWL)
+    known = _known(space, bowl)
+    keen, wild = (_batch(space, known, Bayes(explore=share), 6) for share in (0.0, 1.0))
+    assert keen[0] == wild[0], "the first is never drawn"
+    assert keen[1:] != wild[1:]
+    assert pdist(space.encode(wild)).mean() > pdist(space.encode(keen)).mean()
+
+
+def test_a_lost_trial_is_no_bad_place():
+    def loses(score, configurations):
+        for c in configurations:
+            yield c, Failure("its worker died", lost=True) if c["x"] < 0.5 else score(c)
+
+    with Store(":memory:") as store:
+        study = Study(bowl, BOWL, Settings(trials=10, batch=5), loses, store)
+        study.open(False)
+        study.run()
+        known = study._known("", store.trials())
+    assert known.open
+    assert not known.failed
+
+
+def test_patience_counts_from_the_best():
+    calls = []
+
+    def better_and_better(c):
+        calls.append(c)
+        return float(len(calls))
+
+    assert len(tune(better_and_better, BOWL, Settings(trials=20, batch=5, patience=2, bayes=None)).outcomes) == 20
+
+
+def test_a_failure_is_told_by_its_error_not_by_its_notes():
+    error = ValueError("x: is\nodd")
+    error.add_note("internal frames were removed")
+    assert scheduler.reason(error) == "ValueError: x: is odd"
+
+
+@pytest.mark.parametrize("result", [10**400, {"score": 1.0, ("a", 1): 2.0}, {"score": np.float32(2), "n": np.int64(3)}])
+def test_odd_results_cost_one_trial_at_most(result):
+    calls = []
+
+    def score(c):
+        calls.append(c)
+        return result if len(calls) == 1 else 0.5
+
+    outcomes = tune(
+        score, BOWL, Settings(trials=4, batch=2, metric="score" if isinstance(result, dict) else "")
+    ).outcomes
+    assert len(outcomes) == 4
+
+
+def test_metrics_of_numpy_are_numbers(tmp_path):
+    path = tmp_path / "study.db"
+    tune(lambda c: {"score": np.float32(0.5), "n": np.int64(3)}, BOWL, Settings(trials=1, metric="score"), store=path)
+    with Store(path) as store:
+        assert store.trials()[0].metrics == {"score": 0.5, "n": 3}
+
+
+def test_distributions_of_other_numbers_are_others():
+    same_, other = (as_values(scipy.stats.dirichlet(alpha)).describe() for alpha in ([1.0, 1.0], [50.0, 1.0]))
+    assert same_ != other
+    assert same_ == as_values(scipy.stats.dirichlet([1.0, 1.0])).describe()
+
+
+def test_no_more_trials_than_were_asked_for():
+    first = [{"x": i / 9, "y": 0.5} for i in range(6)]
+    assert len(tune(bowl, BOWL, Settings(trials=2, batch=5), first=first).outcomes) == 2
+
+
+def test_conditions_tell_true_from_one():
+    space = Space({"a": [True, 1], "b": When([1, 2], {"a": [True]})})
+    assert {("b" in c) for c in space.sample(40, np.random.default_rng(0)) if c["a"] is True} == {True}
+    assert {("b" in c) for c in space.sample(40, np.random.default_rng(0)) if c["a"] is not True} == {False}
+    arrays = Space({"a": [np.zeros(2), np.ones(2)], "x": Uniform(0, 1)})
+    assert len(tune(lambda c: c["x"], arrays, Settings(trials=6, batch=3)).outcomes) == 6

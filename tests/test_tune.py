@@ -282,8 +282,10 @@ def test_rows_are_means_over_seeds_and_runs_are_kept(tmp_path, monkeypatch):
     assert {row["iteration"] for row in result["rows"]} == {0, 10}
     assert result["tests"][0]["against"] == "random"
     assert all(run["best"] == sorted(run["best"]) for run in runs)
-    with open(tmp_path / "runs.jsonl", "a") as file:
-        file.write('{"function": "camel", "me')  # a kill cut it short
+    kept = (tmp_path / "runs.jsonl").read_text()
+    (tmp_path / "runs.jsonl").write_text("".join(kept.splitlines(True)[:-1]) + '{"function": "camel", "me')  # a kill
+    assert _bench(tmp_path)["rows"] == result["rows"]
+    assert len([json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]) == 4
     monkeypatch.setitem(tune_bench.METHODS, "random", lambda *_: pytest.fail("it has been run"))
     assert _bench(tmp_path)["rows"] == result["rows"]
 

@@ -64,7 +64,7 @@ def restored(kind: type[T], table: Mapping[str, np.ndarray]) -> T:
     Raises:
       ValueError: an array is missing.
     """
-    views = sum(name.startswith("dictionaries.") for name in table)
+    views = max(1, sum(name.startswith("dictionaries.") for name in table))
     several = ("dictionaries", "cross", "square")
     try:
         return kind(

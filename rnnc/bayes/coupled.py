@@ -44,7 +44,8 @@ def owners(atoms: Sequence[int]) -> tuple[Owner, ...]:
     >>> [owner.tolist() for owner in owners((2, 5))]
     [[0, 1], [0, 0, 0, 1, 1]]
 
-    Source: MSBDL, section 7.1 of our survey. Ours: which view holds the roots, and that groups are equal.
+    Source: MSBDL, section 7.1 of our survey. Recalled: that a root which is off turns its group off.
+    Ours: which view holds the roots, and that groups are equal.
     """
     return tuple(np.arange(count) * min(atoms) // count for count in atoms)
 

@@ -31,7 +31,8 @@ class State(NamedTuple):
 class Estimate(NamedTuple):
     """Of x: mean [M], second moment [M], the expected |y - Phi x|^2, and the objective: -2 log p(y | gamma), about.
 
-    At `mode` [M] is the top of the normal, cut at 0: an estimate without the mean's bias on atoms that are off.
+    At `mode` [M] is the top of the normal, cut at 0: an estimate without the mean's bias on atoms that are off
+    (of `LMMSE`, the mean).
     """
 
     mean: Array

@@ -70,6 +70,8 @@ def learn(
     free; the map ties them to the source's.
     """
     count = len(model.dictionaries)
+    if len(views) != count:
+        raise ValueError(f"views: are {len(views)}, must be {count}")
     for name, view in (("source", source), ("target", target)):
         if not 0 <= view < count or views[view] is None:
             raise ValueError(f"{name}: is {view}, must be a view that is there, 0 to {count - 1}")

@@ -57,7 +57,8 @@ class Msbdl:
     >>> Msbdl(atoms=(50, 50)).anneal
     0.985
 
-    Source: MSBDL, section 7.1 of our survey. Ours or recalled: schedule of the noise, mini-batches, pairing, groups.
+    Source: MSBDL, section 7.1 of our survey, where each M-step estimates the noise anew; here it follows a schedule and
+    is never estimated. Ours or recalled: that schedule, mini-batches, pairing, groups.
     """
 
     atoms: tuple[int, ...]
@@ -201,6 +202,8 @@ def fit(config: Msbdl, views: Sequence[ArrayLike], state: State, until: int | No
             f"state: is of {len(state.gamma)} samples and dictionaries {[list(d.shape) for d in state.dictionaries]}; "
             f"the views and the configuration have {len(given[0])} and {[list(shape) for shape in shapes]}"
         )
+    if config.batch > len(given[0]):
+        raise ValueError(f"batch: is {config.batch}, must be at most the {len(given[0])} samples")
     ready = tuple(jnp.asarray(y) / s for y, s in zip(given, state.scale))
     for sweep in range(int(state.sweep), config.sweeps if until is None else until):
         if config.review_every and sweep and sweep % config.review_every == 0:

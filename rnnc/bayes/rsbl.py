@@ -115,7 +115,8 @@ def fit(
       estep: `esteps.Diagonal`, `LMMSE`, `MCMC`, `AMP`, or for comparison `Gaussian`, which is ordinary SBL.
       prior: `priors.Flat`, `Laplace` or `StudentT`.
       gamma: [..., M] where to begin, 0 for an atom that is off; None: all alike. Of the last frame, for instance.
-      point: "mean" of the posterior; or its "mode", max(mu, 0), which has no bias on the atoms that are off.
+      point: "mean" of the posterior; or its "mode", max(mu, 0), which has no bias on the atoms that are
+        off; of `LMMSE` both are the same.
       prune: an atom whose gamma falls below this share of the largest one's is dropped; 0 or more and below 1.
       tolerance: stop at a relative change of x below it; 0 or more.
       iterations: stop after so many EM steps, 1 or more.
@@ -133,7 +134,8 @@ def fit(
     ([0.0, 0.0, 1.0, 1.0], True)
 
     Source: R-SBL (Nalci et al. 2018), section 8.1 of our survey. Ours: the scaling, the averaging of a sampler's steps,
-    and that problems and atoms that are done with leave the batch. Recalled: pruning and stopping.
+    and that problems and atoms that are done with leave the batch. Recalled: pruning (there from 1e-6 on),
+    stopping, and the mean as the paper's estimate.
     """
     if point not in ("mean", "mode"):
         raise ValueError(f"point: is {point!r}, must be 'mean' or 'mode'")
@@ -149,7 +151,10 @@ def fit(
     limits = _Limits(prune, tolerance, iterations)
     designs, targets, shape = _problems(phi, y, dtype)
     (count, n), m = targets.shape, designs.shape[-1]
-    level = np.sqrt(np.mean(targets**2, axis=-1, keepdims=True))
+    with np.errstate(over="ignore", under="ignore"):
+        level = np.sqrt(np.mean(targets**2, axis=-1, keepdims=True))
+    if not np.isfinite(level).all() or (targets.any(axis=-1) & (level[:, 0] ** 2 == 0)).any():
+        raise ValueError(f"y: its squares leave the range of {np.dtype(dtype)}; scale it")
     level = np.where(level > 0, level, 1)
     norm = np.linalg.norm(designs, axis=-2)
     on = np.broadcast_to(norm > 0, (count, m)) & targets.any(axis=-1, keepdims=True)
@@ -186,7 +191,12 @@ def fit(
 def _problems(phi: ArrayLike, y: ArrayLike, dtype: type) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
     """The designs [N, M] or [B, N, M], the right-hand sides [B, N], and the shape that B had."""
     designs, targets = _numbers("phi", phi, dtype), _numbers("y", y, dtype)
-    if designs.ndim < 2 or targets.ndim < 1 or designs.shape[-2] != targets.shape[-1] or 0 in designs.shape:
+    if (
+        designs.ndim < 2
+        or targets.ndim < 1
+        or designs.shape[-2] != targets.shape[-1]
+        or 0 in (*designs.shape, *targets.shape)
+    ):
         raise ValueError(f"phi, y: have shapes {designs.shape} and {targets.shape}, must be [..., N, M] and [..., N]")
     lead, (n, m) = designs.shape[:-2], designs.shape[-2:]
     try:

@@ -7,7 +7,7 @@ atoms of noisy frames and of clean ones are on together, and the clean frame is 
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +104,12 @@ class Rsbl:
 
     noise_share: float = 0.1
     iterations: int = 12
-    point: str = "mean"
+    point: Literal["mean", "mode"] = "mean"
+
+    def __post_init__(self) -> None:
+        if not self.noise_share > 0 or self.iterations < 1:
+            given = f"noise_share = {self.noise_share}, iterations = {self.iterations}"
+            raise ValueError(f"{given}: must be above 0, and 1 or more")
 
     def __call__(self, phi: Array, y: Array) -> Array:
         sigma2 = np.maximum(self.noise_share * np.mean(y**2, axis=1), SMALL**2)

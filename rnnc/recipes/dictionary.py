@@ -113,6 +113,12 @@ class Dictionary:
         for name in self.methods:
             if name not in METHODS:
                 raise ValueError(f"methods: {name!r} is none; known: {', '.join(METHODS)}")
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods: is {list(self.methods)}, must name each once")
+        msbdl = self.pairs.msbdl
+        if "msbdl" in self.methods and (len(msbdl.atoms) != 2 or max(*msbdl.atoms, msbdl.batch) > self.frames):
+            given = f"atoms = {list(msbdl.atoms)}, batch = {msbdl.batch}"
+            raise ValueError(f"pairs.msbdl: {given}, must be of two views and at most the {self.frames} frames")
         if self.parts.sound.rate_hz != self.pairs.sound.rate_hz:
             raise ValueError("parts.sound.rate_hz, pairs.sound.rate_hz: must be equal")
 

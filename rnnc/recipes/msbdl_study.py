@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             and (not args.snr_db or plan.cell.snr_db in args.snr_db)
         ]
         seeds = args.seeds if "classify" in (args.parts or PARTS) else 0
-        classify(Run(args.out / "classify"), seeds, args.sweeps // 5, reporter)
+        classify(Run(args.out / "classify"), seeds, max(1, args.sweeps // 5), reporter)
         run(wanted, Size(args.samples, args.sweeps), Run(args.out), command, reporter)
 
     return console.status(work, "stopped; the same command goes on from there")

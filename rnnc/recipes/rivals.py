@@ -35,7 +35,7 @@ def ours(settings: Settings) -> Method:
 
 
 def mango(strategy: str) -> Method:
-    """arm-mango with "clustering" or "penalty", 5,000 candidates, otherwise as it is by default."""
+    """arm-mango with "clustering" or "penalty", 5,000 candidates and a random batch first, else as by default."""
 
     def run(space: Space, score: Score, seed: int, iterations: int, batch: int) -> list[float]:
         tuner = _installed("mango", "arm-mango").Tuner

@@ -172,6 +172,8 @@ def benchmark(args: argparse.Namespace, out: Path, command: str, reporter: Repor
             raise ConfigError(f"--{name}: is {getattr(args, name)}, must be 1 or more")
     out.mkdir(parents=True, exist_ok=True)
     runs = _runs(out)
+    kept = "".join(json.dumps(run) + "\n" for run in runs.values())
+    container.replace(out / "runs.jsonl", kept)  # without a line that a kill cut short
     wanted = [(f, m, seed) for seed in range(args.seeds) for f in functions for m in methods]
     for i, key in enumerate(wanted):
         if len(runs.get(key, {}).get("best", ())) <= args.iterations:

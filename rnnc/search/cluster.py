@@ -4,13 +4,12 @@ import contextlib
 import importlib
 import math
 import time
-import traceback
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rnnc.search.scheduler import Failure, SchedulerError, Score, cores, guarded
+from rnnc.search.scheduler import Failure, SchedulerError, Score, cores, guarded, reason
 from rnnc.search.space import Configuration
 
 
@@ -135,5 +134,5 @@ def _outcome(future: Any) -> Any:
         return future.result()
     except Exception as error:
         lost = type(error).__name__ in ("KilledWorker", "CancelledError", "FutureCancelledError")
-        words = "its workers died" if lost else traceback.format_exception_only(error)[-1].strip()[:500]
+        words = "its workers died" if lost else reason(error)
         return Failure(words, lost=lost)

@@ -13,7 +13,7 @@ except ImportError as error:
     raise ImportError("rnnc.search.estimator: needs scikit-learn; install rnnc[demo]") from error
 
 from rnnc.search.scheduler import Score
-from rnnc.search.settings import Settings
+from rnnc.search.settings import Settings, TuneError
 from rnnc.search.space import Configuration, Space
 from rnnc.search.study import as_spaces
 from rnnc.search.tune import tune
@@ -73,7 +73,10 @@ class SearchCV(BaseSearchCV):
         (space,) = as_spaces(self.space).values()
 
         def score_by(results: Mapping[str, Any]) -> str:
-            return "mean_test_score" if "mean_test_score" in results else f"mean_test_{self.refit}"
+            name = "mean_test_score" if "mean_test_score" in results else f"mean_test_{self.refit}"
+            if name not in results:
+                raise TuneError(f"refit: is {self.refit!r}, must name the score to search by")
+            return name
 
         def schedule(score: Score, configurations: Iterable[Configuration]) -> Iterator[tuple[Configuration, float]]:
             batch = list(configurations)

@@ -85,6 +85,8 @@ class Bayes:
                 raise ValueError(f"{name}: is {getattr(self, name)}, must be 0 to 1")
         if self.alpha is not None and not self.alpha >= 0:
             raise ValueError(f"alpha: is {self.alpha}, must be 0 or more")
+        if not self.schedule >= 0:
+            raise ValueError(f"schedule: is {self.schedule}, must be 0 or more")
         if self.strategy not in ("hallucinate", "cluster"):
             raise ValueError(f"strategy: is {self.strategy!r}, must be 'hallucinate' or 'cluster'")
 
@@ -120,16 +122,15 @@ def begin(space: Space, count: int, options: Bayes, seed: int) -> list[Configura
     """The first configurations, which the constraint allows; none that is equal to another, if there are others."""
     if not options.quasi:
         return space.sample(count, np.random.default_rng((seed, 0)))
-    found: list[Configuration] = []
+    found: dict[str, Configuration] = {}
     for skip in range(0, 64 * count, count):
         points = lattice(count, len(space.parameters), np.random.default_rng((seed, 0)), skip)
         for configuration in space.at(points):
-            if space.allows(configuration) and configuration not in found:
-                found.append(configuration)
+            if space.allows(configuration):
+                found.setdefault(space.pack(configuration), configuration)
         if len(found) >= min(count, space.count):
-            return found[:count]
-    more = space.sample(count - len(found), np.random.default_rng((seed, 1)))
-    return found + more
+            return list(found.values())[:count]
+    return [*found.values(), *space.sample(count - len(found), np.random.default_rng((seed, 1)))]
 
 
 def warp(values: np.ndarray) -> np.ndarray:
@@ -284,13 +285,13 @@ def drawn(
     """As `propose`, but at random: configurations that are not known yet, where there are others."""
     rng, names = np.random.default_rng((seed, 3, batch)), list(spaces)
     chosen: list[tuple[str, Configuration]] = []
-    seen = {name: [*k.tried, *k.failed, *k.open] for name, k in known.items()}
+    seen = {name: {spaces[name].pack(c) for c in (*k.tried, *k.failed, *k.open)} for name, k in known.items()}
     for _ in range(64 * count):
         name = names[int(rng.integers(len(names)))]
-        configuration = spaces[name].sample(1, rng)
-        if configuration and configuration[0] not in seen[name]:
-            seen[name] += configuration
-            chosen += [(name, configuration[0])]
+        for configuration in spaces[name].sample(1, rng):
+            if (packed := spaces[name].pack(configuration)) not in seen[name]:
+                seen[name].add(packed)
+                chosen.append((name, configuration))
         if len(chosen) == count:
             break
     return chosen

@@ -12,7 +12,6 @@ import os
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import connection
@@ -59,7 +58,12 @@ def guarded(score: Score, configuration: Configuration) -> Any:
     try:
         return score(dict(configuration))
     except Exception as error:
-        return Failure(traceback.format_exception_only(error)[-1].strip()[:500])
+        return Failure(reason(error))
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line, without the notes that others, JAX for one, have hung on it."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,7 @@ def _ended(busy: list[_Worker]) -> list[_Worker]:
 
 def _work(pipe: Any, score: Score, prepare: Callable[[], None] | None) -> None:
     """The life of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    os.setpgid(0, 0)  # Ctrl-C is for the parent, which ends its workers; an objective may set handlers of its own
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if prepare is not None:
         prepare()
@@ -244,7 +248,10 @@ def _work(pipe: Any, score: Score, prepare: Callable[[], None] | None) -> None:
             configuration = pipe.recv()
         except (EOFError, OSError):
             return
-        result = guarded(score, configuration)
+        try:
+            result = guarded(score, configuration)
+        except KeyboardInterrupt:  # an objective that was asked to end, and saved what it had
+            return
         try:
             pipe.send((result,))
         except OSError:

@@ -70,7 +70,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("batch", 0), ("seed", 0), ("patience", 0), ("seconds", 0)):
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:
                 raise TuneError(f"{name}: is {getattr(self, name)}, must be {least} or more")
         if self.asynchronous and self.halving:
             raise TuneError("asynchronous: is true beside halving, must be false: a level ends before the next begins")

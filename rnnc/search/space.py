@@ -40,7 +40,9 @@ class _Parameter:
 
     def active(self, configuration: Mapping[str, Any]) -> bool:
         """Whether it is there, by what stands before it."""
-        return all(name in configuration and configuration[name] in allowed for name, allowed in self.given)
+        return all(
+            name in configuration and any(same(configuration[name], a) for a in allowed) for name, allowed in self.given
+        )
 
 
 class Space:

@@ -120,8 +120,10 @@ class Store:
     def __enter__(self) -> "Store":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
+        if isinstance(error, sqlite3.Error):
+            raise StoreError(f"{self.path}: cannot be written: {error}; make room and resume") from error
 
     def close(self) -> None:
         """Give up control."""
@@ -172,7 +174,7 @@ class Store:
             (
                 "done" if good else "failed",
                 value if good else None,
-                json.dumps(dict(metrics or {}), default=str),
+                json.dumps({str(k): v for k, v in (metrics or {}).items()}, default=_plain),
                 "" if good else reason,
                 time.time(),
                 number,
@@ -193,6 +195,11 @@ class Store:
             self._base.execute("ROLLBACK")
             raise
         self._base.execute("COMMIT")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and JAX as those of Python; what else JSON does not know as its text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _locked(path: str) -> int:

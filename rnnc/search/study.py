@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from rnnc.search import propose
 from rnnc.search.propose import Bayes, Known
 from rnnc.search.scheduler import Failure, Scheduler, Score
@@ -128,7 +130,7 @@ class Study:
             count = -(-share // len(self.spaces))
             for configuration in propose.begin(space, count, bayes, self.settings.seed + i) if count else ():
                 note({SPACE: name, **configuration} if len(self.spaces) > 1 else configuration, "start")
-        return trials
+        return trials[: sum(t.origin == "known" for t in trials) + self.settings.trials]
 
     def _split(self, configuration: Configuration) -> tuple[str, Configuration]:
         own = dict(configuration)
@@ -283,7 +285,7 @@ class Study:
             return None, metrics, f"gave {result!r}, must be a number"
         try:
             value = float(result)
-        except (TypeError, ValueError):
+        except Exception:
             return None, metrics, f"gave a {type(result).__name__}, must be a number"
         return (value, metrics, "") if math.isfinite(value) else (None, metrics, f"gave {value}, must be finite")
 
@@ -305,4 +307,4 @@ def _fresh(trial: Trial) -> Trial:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)

@@ -253,7 +253,7 @@ class Distribution:
     def describe(self) -> Any:
         name = getattr(getattr(self.distribution, "dist", None), "name", type(self.distribution).__qualname__)
         given = (getattr(self.distribution, "args", ()), getattr(self.distribution, "kwds", {}))
-        return ["distribution", name, repr(given)]
+        return ["distribution", name, repr(given), repr(self.table[:8])]
 
 
 def loguniform(loc: float, scale: float) -> Uniform:
