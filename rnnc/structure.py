@@ -238,8 +238,8 @@ class Kron:
         """The weights of one block of `shape`, as `init` draws each."""
         (m1, n1), (m2, n2) = self.factors(shape)
         wanted, first, second = jax.random.split(key, 3)
-        a = jnp.stack([initializer(k, (n1, m1), dtype).T for k in jax.random.split(first, self.terms)])
-        b = jnp.stack([initializer(k, (n2, m2), dtype).T for k in jax.random.split(second, self.terms)])
+        a = jax.lax.map(lambda k: initializer(k, (n1, m1), dtype).T, jax.random.split(first, self.terms))
+        b = jax.lax.map(lambda k: initializer(k, (n2, m2), dtype).T, jax.random.split(second, self.terms))
         a, b = _to_power(_power(initializer(wanted, shape, dtype)) / self.terms, a, b)
         return {"a": a, "b": b}
 
@@ -439,11 +439,12 @@ def _draw_blocks(
 ) -> Weights:
     """Each block by itself, with an axis for them in front.
 
-    One after the other: two batches of orthogonal matrices that XLA draws at once may wait for each other's threads.
+    One after the other: two batches of orthogonal matrices that XLA draws at once may wait for each other's threads, and
+    blocks that are written out take minutes to compile.
     """
     block = _block(shape, gates, structure.stacked)
     keys = jax.random.split(key, _blocks(gates, structure.stacked))
-    return jax.tree.map(lambda *drawn: jnp.stack(drawn), *(structure.draw(k, block, initializer, dtype) for k in keys))
+    return jax.lax.map(lambda k: structure.draw(k, block, initializer, dtype), keys)
 
 
 def _power(a: Array) -> Array:
