@@ -439,8 +439,8 @@ def _draw_blocks(
 ) -> Weights:
     """Each block by itself, with an axis for them in front.
 
-    One after the other: two batches of orthogonal matrices that XLA draws at once may wait for each other's threads, and
-    blocks that are written out take minutes to compile.
+    One after the other: two batches of orthogonal matrices that XLA draws at once may wait for each other's threads.
+    In a loop: blocks that are written out take minutes to compile.
     """
     block = _block(shape, gates, structure.stacked)
     keys = jax.random.split(key, _blocks(gates, structure.stacked))
