@@ -61,7 +61,7 @@ static inline int32_t scaled(int32_t v, scale s)
 }
 
 /* c' = f c + i g, and c' as tanh takes it instead of g. */
-RNNC_APART void remember(uint32_t m, int16_t *c, const int32_t *i, const int32_t *f, int32_t *g, int right, scale into)
+RNNC_APART void lstm_memory(uint32_t m, int16_t *c, const int32_t *i, const int32_t *f, int32_t *g, int right, scale into)
 {
     RNNC_UNROLL
     for (uint32_t k = 0; k < m; k++) {
@@ -74,7 +74,7 @@ RNNC_APART void remember(uint32_t m, int16_t *c, const int32_t *i, const int32_t
 }
 
 /* h' = o tanh(c') */
-RNNC_INLINE void tell(uint32_t m, int16_t *h, const int32_t *o, const int32_t *g, int right, int bits)
+RNNC_INLINE void lstm_output(uint32_t m, int16_t *h, const int32_t *o, const int32_t *g, int right, int bits)
 {
     RNNC_UNROLL
     for (const int16_t *last = h + m; h != last; h++, o++, g++) {
@@ -82,7 +82,7 @@ RNNC_INLINE void tell(uint32_t m, int16_t *h, const int32_t *o, const int32_t *g
     }
 }
 
-/* state: c [m], h [m]; z [4 m], gates i, f, g, o. */
+/* c' = f c + i g, h' = o tanh(c'). state: c [m], h [m]; z [4 m], gates i, f, g, o. */
 static void lstm(const rnnc_cell *cell, int16_t *state, int32_t *z)
 {
     const uint32_t m = cell->m;
@@ -91,17 +91,17 @@ static void lstm(const rnnc_cell *cell, int16_t *state, int32_t *z)
     sigmoid(z, 2 * m);
     tanh_(g, m);
     sigmoid(o, m);
-    remember(m, state, z, z + m, g, right, scale_of(cell->c_frac - RNNC_FRAC_IN));
+    lstm_memory(m, state, z, z + m, g, right, scale_of(cell->c_frac - RNNC_FRAC_IN));
     tanh_(g, m);
     if (cell->h_out_bits == 16) {
-        tell(m, state + m, o, g, out, 16);
+        lstm_output(m, state + m, o, g, out, 16);
     } else {
-        tell(m, state + m, o, g, out, cell->h_out_bits);
+        lstm_output(m, state + m, o, g, out, cell->h_out_bits);
     }
 }
 
 /* n += r hn. `positive`: no shift is below 0. */
-RNNC_INLINE void reset(uint32_t m, const int32_t *r, int32_t *n, const int32_t *hn, int to_hn, int positive)
+RNNC_INLINE void gru_candidate(uint32_t m, const int32_t *r, int32_t *n, const int32_t *hn, int to_hn, int positive)
 {
     const int from_hn = RNNC_FRAC_OUT - to_hn;
     for (const int32_t *last = n + m; n != last; r++, n++, hn++) {
@@ -114,7 +114,7 @@ RNNC_INLINE void reset(uint32_t m, const int32_t *r, int32_t *n, const int32_t *
 }
 
 /* h' = (1 - z) n + z h */
-RNNC_INLINE void renew(uint32_t m, int16_t *h, const int32_t *z, const int32_t *n, int right, int bits)
+RNNC_INLINE void gru_output(uint32_t m, int16_t *h, const int32_t *z, const int32_t *n, int right, int bits)
 {
     RNNC_UNROLL
     for (const int16_t *last = h + m; h != last; h++, z++, n++) {
@@ -124,7 +124,7 @@ RNNC_INLINE void renew(uint32_t m, int16_t *h, const int32_t *z, const int32_t *
     }
 }
 
-/* n = tanh(xn + r hn). state: h [m]; zs [4 m], gates r, z, and the products for n, xn and hn. */
+/* n = tanh(xn + r hn), h' = (1 - z) n + z h. h [m]; zs [4 m], gates r, z, and the products for n, xn and hn. */
 static void gru(const rnnc_cell *cell, int16_t *h, int32_t *zs)
 {
     const uint32_t m = cell->m;
@@ -132,15 +132,15 @@ static void gru(const rnnc_cell *cell, int16_t *h, int32_t *zs)
     int32_t *z = zs + m, *n = zs + 2 * m, *hn = zs + 3 * m;
     sigmoid(zs, 2 * m);
     if (to_hn >= 0 && to_hn <= RNNC_FRAC_OUT) {
-        reset(m, zs, n, hn, to_hn, 1);
+        gru_candidate(m, zs, n, hn, to_hn, 1);
     } else {
-        reset(m, zs, n, hn, to_hn, 0);
+        gru_candidate(m, zs, n, hn, to_hn, 0);
     }
     tanh_(n, m);
     if (cell->h_out_bits == 16) {
-        renew(m, h, z, n, out, 16);
+        gru_output(m, h, z, n, out, 16);
     } else {
-        renew(m, h, z, n, out, cell->h_out_bits);
+        gru_output(m, h, z, n, out, cell->h_out_bits);
     }
 }
 

@@ -18,7 +18,7 @@ from rnnc.export import emulate, model, work
 from rnnc.export.emulate import Core
 from rnnc.export.host import KERNELS
 from rnnc.fixed import Format
-from rnnc.recipes.bench_kernels import CAUTION, chosen, status
+from rnnc.recipes.bench_kernels import CAUTION, chosen, options, status
 from rnnc.recipes.bench_latency import drawn
 from rnnc.recipes.console import Reporter
 from rnnc.structure import Dense, Hybrid, Kron, LowRank, Structure
@@ -50,8 +50,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--cell", choices=sorted(cells.CELLS), default="lstm", help="(%(default)s)")
     parser.add_argument("--units", type=int, default=256, help="as many inputs, 32 or more (%(default)s)")
-    parser.add_argument("--core", action="append", help="names of cores (repeatable; default: all)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there too")
+    options(parser)
     args = parser.parse_args(argv)
     return status(lambda reporter: _gains(args, reporter))
 

@@ -30,14 +30,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--model", default="tinylstm", help="a model file or a shipped one (default: the dense TinyLSTMs network)"
     )
-    parser.add_argument(
-        "--core", action="append", choices=sorted({c.name for c in CORES.values()}), help="(repeatable)"
-    )
+    options(parser)
     parser.add_argument("--compiler", choices=("gcc", "clang"), help="only this one, where a core has two")
     parser.add_argument("--sound", action="store_true", help="count the front end too: a frame is one hop of sound")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there too")
     args = parser.parse_args(argv)
     return status(lambda reporter: _kernels(args, reporter))
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add what all commands have that count: which cores, and where the result goes."""
+    names = sorted({core.name for core in CORES.values()})
+    parser.add_argument("--core", action="append", choices=names, help="(repeatable; default: all)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write what was found there too")
 
 
 def status(work: Callable[[Reporter], None]) -> int:

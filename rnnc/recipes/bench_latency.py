@@ -22,7 +22,7 @@ from rnnc.export.host import KERNELS
 from rnnc.export.latency import KINDS, TERMS, Latency
 from rnnc.fixed import Format
 from rnnc.model import Enhancer, Model
-from rnnc.recipes.bench_kernels import CAUTION, chosen, status
+from rnnc.recipes.bench_kernels import CAUTION, chosen, options, status
 from rnnc.recipes.console import Reporter
 from rnnc.recipes.run import commit
 from rnnc.structure import Dense, Hybrid, Kron, LowRank, Structure
@@ -47,8 +47,7 @@ def main(argv: Sequence[str]) -> int:
         description="Count random models on each core whose tools are there, and fit lines by the kind of kernel.",
     )
     parser.add_argument("--models", type=int, default=75, help="how many random models, 5 or more (%(default)s)")
-    parser.add_argument("--core", action="append", help="names of cores (repeatable; default: all)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the fits there")
+    options(parser)
     args = parser.parse_args(argv)
     return status(lambda reporter: _latency(args, reporter))
 
