@@ -11,7 +11,7 @@ from sklearn.svm import SVC
 
 from rnnc.search.estimator import SearchCV
 from rnnc.search.importance import importance
-from rnnc.search.settings import Settings
+from rnnc.search.settings import Settings, TuneError
 from rnnc.search.space import Space, When
 from rnnc.search.values import SpaceError, Uniform, loguniform
 
@@ -70,3 +70,9 @@ def test_importance_finds_what_matters():
         assert shares[name] > 0.7
         assert all(0 <= share <= 1 for share in shares.values())
     assert set(importance(space, tried, [1.0] * 60).values()) == {0.0}
+
+
+def test_several_scores_need_one_to_search_by():
+    search = _search(scoring=["accuracy", "f1_macro"], refit=False)
+    with pytest.raises(TuneError, match="refit: is False, must name the score to search by"):
+        search.fit(X, Y)

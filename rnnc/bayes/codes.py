@@ -94,10 +94,7 @@ def transform(model: Model, views: Sequence[ArrayLike | None], passes: int = 30)
     """
     if passes < 0:
         raise ValueError(f"passes: is {passes}, must be 0 or more")
-    given = checked(views, [d.shape[1] for d in model.dictionaries], some=True)
-    for j, (y, d) in enumerate(zip(given, model.dictionaries)):
-        if y is not None and y.shape[1] != len(d):
-            raise ValueError(f"views[{j}]: has {y.shape[1]} numbers a sample, must have {len(d)}")
+    given = fitting(model, views, some=True)
     count = next(len(y) for y in given if y is not None)
     parts = [
         jax.block_until_ready(  # see `coupled.in_turn`
@@ -114,6 +111,15 @@ def _coded(model: Model, views: tuple[Array | None, ...], passes: int) -> Codes:
     ready = [None if y is None else y / s for y, s in zip(views, model.scale)]
     gamma = jnp.broadcast_to(jnp.maximum(model.prior, SMALLEST_GAMMA)[None], (count, len(model.prior)))
     return Codes(*infer(model.dictionaries, model.noise, gamma, ready, passes))
+
+
+def fitting(model: Model, views: Sequence[ArrayLike | None], some: bool = False) -> list[Any]:
+    """As `checked`, and each view has as many numbers as the atoms of its dictionary."""
+    found = checked(views, [d.shape[1] for d in model.dictionaries], some)
+    for j, (y, d) in enumerate(zip(found, model.dictionaries)):
+        if y is not None and y.shape[1] != len(d):
+            raise ValueError(f"views[{j}]: has {y.shape[1]} numbers a sample, must have {len(d)}")
+    return found
 
 
 def checked(views: Sequence[ArrayLike | None], atoms: Sequence[int], some: bool = False) -> list[Any]:

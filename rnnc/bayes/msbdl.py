@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -139,10 +139,8 @@ def start(config: Msbdl, views: Sequence[ArrayLike], key: Array) -> State:
       ValueError: views are none, of different lengths, of the wrong shape, not finite or silent; or there are fewer
         samples that are silent in no view than atoms.
     """
-    given = checked(views, config.atoms)
+    given = _given(config, views)
     count, roots = len(given[0]), min(config.atoms)
-    if config.batch > count:
-        raise ValueError(f"batch: is {config.batch}, must be at most the {count} samples")
     for j, y in enumerate(given):
         if config.noise_share is None and y.shape[1] < 2 * HIDDEN:
             raise ValueError(
@@ -181,6 +179,14 @@ def _rank(owner: Owner) -> np.ndarray:
     return np.arange(len(owner)) - np.searchsorted(owner, owner)
 
 
+def _given(config: Msbdl, views: Sequence[ArrayLike]) -> list[Any]:
+    """The views, checked, at least as many samples as a batch takes."""
+    found = checked(views, config.atoms)
+    if config.batch > len(found[0]):
+        raise ValueError(f"batch: is {config.batch}, must be at most the {len(found[0])} samples")
+    return found
+
+
 def fit(config: Msbdl, views: Sequence[ArrayLike], state: State, until: int | None = None) -> State:
     """Learn on from `state` until so many sweeps are done in all (None: `config.sweeps`).
 
@@ -195,15 +201,13 @@ def fit(config: Msbdl, views: Sequence[ArrayLike], state: State, until: int | No
 
     Source: MSBDL, section 7.1 of our survey; see `Msbdl`.
     """
-    given = checked(views, config.atoms)
+    given = _given(config, views)
     shapes = [(y.shape[1], count) for y, count in zip(given, config.atoms)]
     if [d.shape for d in state.dictionaries] != shapes or len(state.gamma) != len(given[0]):
         raise ValueError(
             f"state: is of {len(state.gamma)} samples and dictionaries {[list(d.shape) for d in state.dictionaries]}; "
             f"the views and the configuration have {len(given[0])} and {[list(shape) for shape in shapes]}"
         )
-    if config.batch > len(given[0]):
-        raise ValueError(f"batch: is {config.batch}, must be at most the {len(given[0])} samples")
     ready = tuple(jnp.asarray(y) / s for y, s in zip(given, state.scale))
     for sweep in range(int(state.sweep), config.sweeps if until is None else until):
         if config.review_every and sweep and sweep % config.review_every == 0:

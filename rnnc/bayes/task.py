@@ -18,7 +18,7 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike
 
-from rnnc.bayes.codes import Codes, Model, checked, transform
+from rnnc.bayes.codes import Codes, Model, fitting, transform
 from rnnc.bayes.coupled import in_turn, infer, owners
 
 Array = jax.Array
@@ -134,7 +134,7 @@ def begin(task: Task, model: Model, views: Sequence[ArrayLike], labels: ArrayLik
     Raises:
       ValueError: labels are of another number than the samples, or of classes that there are not.
     """
-    views = _views(model, views)
+    views = fitting(model, views)
     given = _labels(task, labels, len(views[0]))
     means = jnp.concatenate(transform(model, views, task.passes).means, axis=1)
     spread = jnp.sqrt(jnp.mean(jnp.square(means))) + jnp.finfo(means.dtype).tiny
@@ -157,7 +157,7 @@ def fit(
     task: Task, views: Sequence[ArrayLike], labels: ArrayLike, state: TaskState, until: int | None = None
 ) -> TaskState:
     """Go on until so many epochs are done in all (None: `task.epochs`); stopping in between changes no number."""
-    ready = tuple(jnp.asarray(y, state.spread.dtype) for y in _views(state.model, views))
+    ready = tuple(jnp.asarray(y, state.spread.dtype) for y in fitting(state.model, views))
     given = jnp.asarray(_labels(task, labels, len(ready[0])))
     if task.batch > len(given):
         raise ValueError(f"batch: is {task.batch}, must be at most the {len(given)} samples")
@@ -225,15 +225,6 @@ def _epoch(task: Task, views: tuple[Array, ...], labels: Array, state: TaskState
         moments=moments,
         epoch=state.epoch + 1,
     )
-
-
-def _views(model: Model, views: Sequence[ArrayLike]) -> list[np.ndarray]:
-    """All views, checked; here none may be missing."""
-    found = checked(views, [d.shape[1] for d in model.dictionaries])
-    for j, (y, d) in enumerate(zip(found, model.dictionaries)):
-        if y.shape[1] != len(d):
-            raise ValueError(f"views[{j}]: has {y.shape[1]} numbers a sample, must have {len(d)}")
-    return found
 
 
 def _labels(task: Task, labels: ArrayLike, count: int) -> np.ndarray:
