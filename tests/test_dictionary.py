@@ -1,6 +1,7 @@
 """Denoising with dictionaries: coders and gains by laws, the recipe from end to end on a corpus that hums."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,15 @@ def test_context_is_the_frames_before(rng):
     assert not three[0, :128].any()
 
 
+def test_the_ground_is_the_mean_of_the_quietest_frames(rng):
+    spectra = rng.standard_normal((10, 257)) + 0j
+    alone, with_ground = (Sound(power=0.5, context=2, ground=g).levels(spectra) for g in (0.0, 0.3))
+    np.testing.assert_array_equal(with_ground[:, 64:], alone)
+    order = np.argsort(alone[:, 64:].sum(axis=1))
+    for row in with_ground[:, :64]:
+        np.testing.assert_allclose(row, alone[order[:3], 64:].mean(axis=0), rtol=1e-6)  # float32
+
+
 @pytest.mark.parametrize("name", CODERS)
 def test_speech_is_kept_and_noise_taken_away(name, rng):
     phi, sound = _columns(rng, 64, 8), Sound()
@@ -87,6 +97,8 @@ def test_a_clean_frame_is_foretold(rng):
     found = method.gains(sound, noisy[300:]) * noisy[300:]
     error = lambda a: np.linalg.norm(a - clean[300:]) / np.linalg.norm(clean[300:])
     assert error(found) < 0.5 * error(noisy[300:])
+    weak = replace(method, strength=0.5).gains(sound, noisy[300:])
+    np.testing.assert_allclose(weak**2 * noisy[300:], found, rtol=1e-5)  # float32
 
 
 SMALL = (
@@ -139,6 +151,9 @@ def test_the_recipe_scores_all_methods_and_goes_on(tmp_path, monkeypatch, capsys
         ("parts.own=0", "noise, own"),
         ("parts.quiet_share=0.0", "quiet_share"),
         ("parts.sound.power=2.0", "power"),
+        ("parts.sound.ground=0.3", "ground"),
+        ("pairs.sound.ground=1.5", "ground"),
+        ("pairs.strength=0.0", "strength"),
         ("parts.sound.rate_hz=8000", "high_hz|rate_hz"),
         ("parts.rsbl.noise_sahre=0.1", "noise_share"),
     ],

@@ -32,6 +32,8 @@ class Sound:
       stft, bands: see there.
       power: compression of the levels, 0.05 to 1. At 1 the levels of speech and noise nearly add.
       context: frames that are seen together, the newest last; 1 or more.
+      ground: share of a signal's frames, its quietest, whose mean stands before all of them and tells what the noise
+        is like, so that the whole signal is needed before it begins; 0: none.
     """
 
     rate_hz: int = 16000
@@ -39,20 +41,26 @@ class Sound:
     bands: Bands = Bands(count=64)
     power: float = 1.0
     context: int = 1
+    ground: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.power <= 1 or self.context < 1:
             raise ValueError(f"power = {self.power}, context = {self.context}: must be 0.05 to 1, and 1 or more")
+        if not 0 <= self.ground <= 1:
+            raise ValueError(f"ground: is {self.ground}, must be 0 to 1")
         self.bands.gather(self.rate_hz, self.stft.bins)  # says what is wrong with the range
 
     def levels(self, spectra: Array) -> Array:
-        """Spectra [T, bins] -> levels of each frame with those before it [T, context * bands]."""
+        """Spectra [T, bins] -> levels of each frame after those before it [T, size]; size: bands times what is seen."""
         levels = (np.abs(spectra) @ self.bands.gather(self.rate_hz, self.stft.bins)) ** self.power
         padded = np.concatenate([np.zeros((self.context - 1, levels.shape[1]), levels.dtype), levels])
-        return np.concatenate([padded[i : i + len(levels)] for i in range(self.context)], axis=1)
+        seen = [padded[i : i + len(levels)] for i in range(self.context)]
+        if self.ground:
+            seen.insert(0, np.broadcast_to(quietest(levels, self.ground).mean(axis=0), levels.shape))
+        return np.concatenate(seen, axis=1)
 
     def newest(self, levels: Array) -> Array:
-        """[T, context * bands] -> [T, bands]."""
+        """[T, size] -> [T, bands]."""
         return levels[:, -self.bands.count :]
 
     def spectra(self, x: Array) -> Array:
@@ -65,8 +73,14 @@ class Sound:
         return np.asarray(self.stft.synthesise(jnp.asarray(spectra * (gains.astype(np.float32) @ spread)), samples))
 
 
+def quietest(levels: Array, share: float) -> Array:
+    """The share of the frames [T, size] whose levels sum to least, one at least."""
+    count = max(round(share * len(levels)), 1)
+    return levels[np.argsort(levels.sum(axis=1), kind="stable")[:count]]
+
+
 class Method(Protocol):
-    """A denoiser: levels of noisy frames [T, context * bands] -> gains [T, bands]."""
+    """A denoiser: levels of noisy frames [T, size] -> gains [T, bands]."""
 
     def gains(self, sound: Sound, noisy: Array) -> Array: ...
 
@@ -184,32 +198,42 @@ class Additive:
         return (s + SMALL) / (s + self.noise_weight * n + SMALL)
 
     def _own(self, noisy: Array) -> Array:
-        count = max(round(self.quiet_share * len(noisy)), 1)
-        quiet = noisy[np.argsort(noisy.sum(axis=1), kind="stable")[:count]]
-        return atoms(quiet, self.own, 0) if self.own else noisy[:0].T
+        return atoms(quietest(noisy, self.quiet_share), self.own, 0) if self.own else noisy[:0].T
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Gains from the clean frame that the noisy one foretells: (clean / noisy)^(1 / power), at most 1.
+    """Gains from the clean frame that the noisy one foretells: (clean / noisy)^(strength / power), at most 1.
 
-    Source: section 7.3 (a) of our survey.
+    Args:
+      model, link: see `foretell`.
+      means: of the noisy levels [N] and of the clean ones [bands].
+      strength: above 0; below 1 suppresses less, as what is foretold lies nearer to the mean than what was.
+      passes: see `msbdl.transform`.
+
+    Source: section 7.3 (a) of our survey; the strength is ours.
     """
 
     model: msbdl.Model
     link: foretell.Link
     means: tuple[Array, Array]
+    strength: float = 1.0
     passes: int = 15
 
     def gains(self, sound: Sound, noisy: Array) -> Array:
         codes = msbdl.transform(self.model, [(noisy - self.means[0]).astype(np.float32), None], self.passes)
         clean = np.asarray(foretell.foretold(self.model, self.link, codes)) + self.means[1]
         ratio = np.maximum(clean, 0) / np.maximum(sound.newest(noisy), SMALL)
-        return np.minimum(ratio, 1) ** (1 / sound.power)
+        return np.minimum(ratio, 1) ** (self.strength / sound.power)
 
 
 def learn_paired(
-    config: msbdl.Msbdl, noisy: Array, clean: Array, seed: int, tell: Callable[[int, int], None]
+    config: msbdl.Msbdl,
+    noisy: Array,
+    clean: Array,
+    seed: int,
+    tell: Callable[[int, int], None],
+    strength: float = 1.0,
 ) -> Paired:
     """Learn dictionaries of noisy frames [T, N] and of the clean ones in them [T, bands]."""
     means = noisy.mean(axis=0), clean.mean(axis=0)
@@ -219,7 +243,7 @@ def learn_paired(
         state = msbdl.fit(config, views, state, until=sweep)
         tell(sweep, config.sweeps)
     model = state.model()
-    return Paired(model, foretell.learn(model, views), means)
+    return Paired(model, foretell.learn(model, views), means, strength)
 
 
 def denoise(sound: Sound, method: Method, noisy: Array) -> Array:

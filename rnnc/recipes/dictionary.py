@@ -63,6 +63,8 @@ class Parts:
         if not 0 < self.quiet_share <= 1 or not self.noise_weight > 0:
             given = f"quiet_share = {self.quiet_share}, noise_weight = {self.noise_weight}"
             raise ValueError(f"{given}: must be above 0 to 1, and above 0")
+        if self.sound.ground:
+            raise ValueError(f"sound.ground: is {self.sound.ground}, must be 0: `own` atoms tell the noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +74,24 @@ class Pairs:
     Args:
       sound: what it hears.
       msbdl: how the atoms of noisy frames and of clean ones are learnt.
+      strength: of its gains, above 0; see `dictionaries.Paired`.
     """
 
-    sound: Sound = Sound(power=0.3, context=2, bands=Bands(count=32))
+    sound: Sound = Sound(power=0.5, context=2, bands=Bands(count=32), ground=0.3)
     msbdl: Msbdl = Msbdl(
-        atoms=(48, 48),
+        atoms=(64, 64),
         sweeps=8,
         batch=500,
         forgetting=0.9,
-        anneal=0.75,
-        noise_share=(0.05, 0.05),
+        anneal=0.72,
+        noise_share=(0.02, 0.02),
         review_every=0,
     )
+    strength: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not self.strength > 0:
+            raise ValueError(f"strength: is {self.strength}, must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +155,10 @@ def paired(config: Dictionary, heard: Heard, reporter: Reporter) -> tuple[Sound,
     sound = config.pairs.sound
     noisy, clean = heard(sound, False)
     tell = partial(reporter.progress, "learning pairs of atoms")
-    return sound, dictionaries.learn_paired(config.pairs.msbdl, noisy, sound.newest(clean), config.seed, tell)
+    learned = dictionaries.learn_paired(
+        config.pairs.msbdl, noisy, sound.newest(clean), config.seed, tell, config.pairs.strength
+    )
+    return sound, learned
 
 
 METHODS: dict[str, Callable[[Dictionary, Heard, Reporter], tuple[Sound, Method]]] = {
@@ -233,7 +244,7 @@ def _scored(
 
 
 def _heard(config: Dictionary, sources: Sources, sound: Sound, apart: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Levels of noisy sound (`apart`: of the noise in it) and of the speech in it, [frames, context * bands] each."""
+    """Levels of noisy sound (`apart`: of the noise in it) and of the speech in it, [frames, size] each."""
     each = sound.stft.frames(round(config.mix.seconds * sound.rate_hz))
     mixer = replace(sources.train, config=config.mix)
     items = [mixer.item(0, i) for i in range(-(-config.frames // each))]
