@@ -157,8 +157,8 @@ def test_several_variables_go_through_the_store():
 
 WRONG_SPACES = {
     "empty": ({}, "is empty, must name one"),
-    "no values": ({"a": []}, "a: has no values"),
-    "empty range": ({"a": range(0)}, r"a: range\(0, 0\) has no values"),
+    "no values": ({"a": []}, r"a: is \(\), must have one value or more"),
+    "empty range": ({"a": range(0)}, r"a: is range\(0, 0\), must have one value or more"),
     "a number": ({"a": 3}, "a: is 3, must be a list, a range, an object with rvs"),
     "a string": ({"a": "abc"}, "a: is 'abc', must be"),
     "falling": ({"a": Uniform(0.0, 1.0), "b": When(3, {"a": 0.5})}, "b: is 3, must be"),
@@ -962,6 +962,16 @@ def test_distributions_of_other_numbers_are_others():
     same_, other = (as_values(scipy.stats.dirichlet(alpha)).describe() for alpha in ([1.0, 1.0], [50.0, 1.0]))
     assert same_ != other
     assert same_ == as_values(scipy.stats.dirichlet([1.0, 1.0])).describe()
+
+
+def test_choices_of_objects_are_told_apart_by_name_and_not_by_address():
+    def made(kind):  # anew, so at another address
+        return [lambda: 0] if kind == "lambda" else [type(kind, (), {})()]
+
+    kinds = ("lambda", "Ridge", "Lasso")
+    first, again = ([Space({"model": made(kind)}).describe() for kind in kinds] for _ in range(2))
+    assert first == again
+    assert first[1] != first[2]
 
 
 def test_no_more_trials_than_were_asked_for():

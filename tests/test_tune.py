@@ -274,7 +274,7 @@ def _bench(out: Path, *words: str) -> dict:
 
 def test_rows_are_means_over_seeds_and_runs_are_kept(tmp_path, monkeypatch):
     result = _bench(tmp_path)
-    runs = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    runs = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(runs) == 4
     for row in result["rows"]:
         own = [r["best"][row["iteration"]] for r in runs if r["method"] == row["method"]]
@@ -282,10 +282,10 @@ def test_rows_are_means_over_seeds_and_runs_are_kept(tmp_path, monkeypatch):
     assert {row["iteration"] for row in result["rows"]} == {0, 10}
     assert result["tests"][0]["against"] == "random"
     assert all(run["best"] == sorted(run["best"]) for run in runs)
-    kept = (tmp_path / "runs.jsonl").read_text()
-    (tmp_path / "runs.jsonl").write_text("".join(kept.splitlines(True)[:-1]) + '{"function": "camel", "me')  # a kill
+    kept = (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "log.jsonl").write_text("".join(kept.splitlines(True)[:-1]) + '{"function": "camel", "me')  # a kill
     assert _bench(tmp_path)["rows"] == result["rows"]
-    assert len([json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]) == 4
+    assert len([json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]) == 4
     monkeypatch.setitem(tune_bench.METHODS, "random", lambda *_: pytest.fail("it has been run"))
     assert _bench(tmp_path)["rows"] == result["rows"]
 

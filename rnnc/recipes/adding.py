@@ -5,7 +5,6 @@ cannot. Both are trained, scored and drawn.
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +20,6 @@ from jax import lax
 
 from rnnc import cells, container
 from rnnc import config as configs
-from rnnc.config import ConfigError
 from rnnc.recipes import console, enhance, figures, machine, page
 from rnnc.recipes.console import Reporter, duration
 from rnnc.recipes.run import Run, commit
@@ -159,7 +157,7 @@ def run(config: Adding, out: Path, resume: bool, command: str, reporter: Reporte
 
 def train(config: Adding, rate: float | None, run: Run, resume: bool, reporter: Reporter) -> dict[str, Any]:
     """Train and score one network, by its gate or at a rate; returns mse, update_rate, solved, best_step, seconds."""
-    _open(config, run, resume)
+    run.open(config, resume)
     graph, state = nnx.split(Adder(config, rate, rngs=nnx.Rngs(config.seed)), nnx.Param)
     params = nnx.to_pure_dict(state)
     name = "skipping by a gate" if rate is None else "skipping by chance"
@@ -216,18 +214,6 @@ def _scores(predict: Callable[..., tuple[Array, Array]], params: Any, given: Row
     return {"mse": mse, "update_rate": rate, "score": score}
 
 
-def _open(config: Adding, run: Run, resume: bool) -> None:
-    """Make the run folder; one that is already there is only touched by --resume with the same configuration."""
-    text = configs.dump(config)
-    if resume and run.config.exists():
-        if configs.digest(configs.load(Adding, run.config)) != configs.digest(config):
-            raise ConfigError(f"{run.config}: differs from the configuration given; --resume needs the same one")
-    elif run.checkpoints.exists():
-        raise ConfigError(f"{run.folder}: holds a run; add --resume to go on with it, or choose another --out")
-    run.folder.mkdir(parents=True, exist_ok=True)
-    container.replace(run.config, text)
-
-
 def _report(config: Adding, out: Path, result: dict[str, Any]) -> str:
     """The page: what came out, the curves, and which frames a few rows used."""
     title = f"Adding with a {config.cell.upper()} that skips"
@@ -258,7 +244,7 @@ def _report(config: Adding, out: Path, result: dict[str, Any]) -> str:
 def _curves(out: Path, key: str, label: str) -> str:
     lines = []
     for style, folder in (("enhanced", out), ("noisy", out / "random")):
-        events = [json.loads(line) for line in Run(folder).log.read_text(encoding="utf-8").splitlines()]
+        events = Run(folder).lines()
         valid = [(e["step"], e["valid"][key]) for e in events if "valid" in e]
         lines.append(figures.Line(style=style, x=[s for s, _ in valid], y=[v for _, v in valid], dots=False))
     return figures.plot(lines, alt=f"{label} by step", x_label="step", y_label=label)

@@ -168,7 +168,7 @@ def _run(args: argparse.Namespace, command: str, reporter: Reporter) -> None:
     config = _config(args)
     names = chosen("--task", TASKS if args.task == ["all"] else args.task, TASKS)
     run, digest = Run(args.out), configs.digest(config)
-    rows = _finished(run, digest, args.resume)
+    rows = run.going_on(args.resume, digest).get("rows", [])
     machine.prepare(machine.ITEMS_A_DEVICE * (os.cpu_count() or 1))
     jobs = [job for name in names for job in _jobs(name, config, args.data, args.method)]
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -199,16 +199,6 @@ def _over(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     """`table` laid over `base`, section by section."""
     inner = {k: _over(base[k], v) for k, v in table.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
     return {**base, **table, **inner}
-
-
-def _finished(run: Run, digest: str, resume: bool) -> list[dict[str, Any]]:
-    """The rows of a folder; one that holds results is only touched by --resume with the same configuration."""
-    found = run.results()
-    if found and not resume:
-        raise ConfigError(f"{run.folder}: holds results; add --resume to go on with them, or choose another --out")
-    if found and found.get("config_sha256") != digest:
-        raise ConfigError(f"{run.config}: differs from the configuration given; --resume needs the same one")
-    return found.get("rows", [])
 
 
 @cache

@@ -23,7 +23,6 @@ from rnnc.audio.data import Data, Sources
 from rnnc.audio.mix import Mix
 from rnnc.audio.stft import Bands
 from rnnc.bayes.msbdl import Msbdl
-from rnnc.config import ConfigError
 from rnnc.recipes import console, dictionaries, enhance, page, report
 from rnnc.recipes.console import Reporter
 from rnnc.recipes.dictionaries import Additive, Coder, Method, Rsbl, Sound
@@ -188,10 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: Dictionary, out: Path, resume: bool, command: str, reporter: Reporter) -> list[dict[str, Any]]:
     """Learn and score each method, each in a folder with a report, and write one page over all; returns its rows."""
     whole = Run(out)
-    if whole.results() and not resume:
-        raise ConfigError(f"{out}: holds results; add --resume to go on with them, or choose another --out")
-    if whole.results().get("config_sha256", configs.digest(config)) != configs.digest(config):
-        raise ConfigError(f"{whole.config}: differs from the configuration given; --resume needs the same one")
+    rows = whole.going_on(resume, configs.digest(config)).get("rows", [])
     rate_hz = config.parts.sound.rate_hz
     sources = data.open_sources(config.data, config.mix, rate_hz, config.seed, reporter.progress)
     for path, reason in sources.skipped:
@@ -199,7 +195,7 @@ def run(config: Dictionary, out: Path, resume: bool, command: str, reporter: Rep
     out.mkdir(parents=True, exist_ok=True)
     container.replace(whole.config, configs.dump(config))
     origin = {"commit": commit(), "command": command, "config_sha256": configs.digest(config), "seed": config.seed}
-    rows = whole.update(**origin).get("rows", [])
+    whole.update(**origin)
     left = [name for name in config.methods if name not in [row["method"] for row in rows]]
     noisy = scored(sources.test, [pair.noisy for pair in sources.test], "noisy", reporter) if left else []
     for name in left:

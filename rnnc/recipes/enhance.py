@@ -18,7 +18,6 @@ import numpy as np
 from flax import nnx
 
 from rnnc import config as configs
-from rnnc import container
 from rnnc.audio import data, io, metrics
 from rnnc.audio.data import Data, Sources
 from rnnc.audio.io import Pair
@@ -201,7 +200,7 @@ def train(
     `sources` are the ones of an earlier call with the same `data`, `mix` and rate, if any.
     """
     machine.prepare(config.train.batch, config.train.devices)
-    _open(config, run, resume)
+    run.open(config, resume)
     sources = sources or open_sources(config, reporter)
     params = _initial(config)
     pruner = config.prune or Pruner()
@@ -272,21 +271,6 @@ def train(
         f"best at step {result['best_step']}: {result['best_score']:.2f} dB SI-SDR on validation"
     )
     return sources
-
-
-def _open(config: Enhance, run: Run, resume: bool) -> None:
-    """Make the run folder; a run that is already there is only touched by --resume with the same configuration."""
-    text = configs.dump(config)
-    if resume and run.config.exists():
-        before = configs.load(Enhance, run.config)
-        if configs.digest(before) != configs.digest(config):
-            raise ConfigError(f"{run.config}: differs from the configuration given; --resume needs the same one")
-    elif run.checkpoints.exists():
-        raise ConfigError(f"{run.folder}: holds a run; add --resume to go on with it, or choose another --out")
-    run.folder.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        run.formats.unlink(missing_ok=True)
-    container.replace(run.config, text)
 
 
 def _initial(config: Enhance) -> Any:

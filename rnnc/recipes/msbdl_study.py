@@ -268,7 +268,7 @@ def run(wanted: Sequence[Plan], size: Size, run: Run, command: str, reporter: Re
     """Measure what is not measured yet; returns result.json."""
     run.folder.mkdir(parents=True, exist_ok=True)
     run.rewind(0)  # a line that a kill cut short
-    done = {_name(row): row for row in _rows(run)}
+    done = {_name(row): row for row in run.lines()}
     for plan in wanted:
         about = {"part": plan.part, "arm": plan.arm, **plan.cell._asdict(), **size._asdict()}
         about = json.loads(json.dumps(about))
@@ -285,7 +285,7 @@ def run(wanted: Sequence[Plan], size: Size, run: Run, command: str, reporter: Re
 def classify(run: Run, seeds: int, sweeps: int, reporter: Reporter) -> None:
     """Measure each arm of `halves` on so many splits; rows go to the log of a folder of their own."""
     run.rewind(0)
-    done = {(row["arm"], row["seed"], row["sweeps"]) for row in _rows(run)}
+    done = {(row["arm"], row["seed"], row["sweeps"]) for row in run.lines()}
     for arm, seed in ((arm, seed) for seed in range(seeds) for arm in halves.ARMS):
         if (arm, seed, sweeps) not in done:
             row = {"arm": arm, "seed": seed, "sweeps": sweeps, **halves.measure(arm, seed, sweeps)}
@@ -302,10 +302,6 @@ def _accuracies(rows: Sequence[Row]) -> list[Row]:
         means = {k: float(np.mean([row[k] for row in own])) for k in ("fixed", "moved") if own and k in own[0]}
         table += [{"arm": arm, "seeds": len(own), **means}] if own else []
     return table
-
-
-def _rows(run: Run) -> list[Row]:
-    return [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()] if run.log.exists() else []
 
 
 def _name(row: Row) -> str:
@@ -330,8 +326,8 @@ def summary(rows: Sequence[Row]) -> list[Row]:
 
 
 def _write(run: Run, command: str, reporter: Reporter) -> dict[str, Any]:
-    table = summary(_rows(run))
-    accuracies = _accuracies(_rows(Run(run.folder / "classify")))
+    table = summary(run.lines())
+    accuracies = _accuracies(Run(run.folder / "classify").lines())
     result = run.update(command=command, commit=commit(), table=table, classify=accuracies)
     for row in table:
         cell = f"s = {row['on']}, {row['snr_db']} dB, {row['arm']}"

@@ -1,5 +1,6 @@
 """A run folder: where its files lie, how a model gets into it and out of it, and where the numbers come from."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from flax import nnx
 import rnnc
 from rnnc import config as configs
 from rnnc import container
+from rnnc.config import ConfigError
 from rnnc.model import Enhancer, Model
 from rnnc.train import checkpoint
 
@@ -39,25 +41,55 @@ class Run:
         with open(self.log, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    def lines(self) -> list[dict[str, Any]]:
+        """The log's lines, without one that a kill cut short."""
+        found = []
+        for line in self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else ():
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+        return found
+
     def rewind(self, step: int) -> None:
         """Drop the log's lines of later steps, and a last line that a kill cut short."""
-        if not self.log.exists():
-            return
-        kept = []
-        for line in self.log.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line).get("step", 0) <= step:
-                    kept.append(line)
-            except json.JSONDecodeError:
-                continue
-        container.replace(self.log, "".join(line + "\n" for line in kept))
+        if self.log.exists():
+            kept = [line for line in self.lines() if line.get("step", 0) <= step]
+            container.replace(self.log, "".join(json.dumps(line) + "\n" for line in kept))
 
     def seconds(self) -> float:
         """Training time that the log tells of."""
-        if not self.log.exists():
-            return 0.0
-        lines = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
-        return max((line["seconds"] for line in lines if "seconds" in line), default=0.0)
+        return max((line["seconds"] for line in self.lines() if "seconds" in line), default=0.0)
+
+    def open(self, config: Any, resume: bool) -> None:
+        """Make the folder, with the configuration in it.
+
+        Raises:
+          ConfigError: a run is there, and this is not --resume with the same configuration.
+        """
+        if resume and self.config.exists():
+            if configs.digest(configs.load(type(config), self.config)) != configs.digest(config):
+                raise self._other()
+        elif self.checkpoints.exists():
+            raise ConfigError(f"{self.folder}: holds a run; add --resume to go on with it, or choose another --out")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            self.formats.unlink(missing_ok=True)
+        container.replace(self.config, configs.dump(config))
+
+    def going_on(self, resume: bool, config_sha256: str = "") -> dict[str, Any]:
+        """What result.json holds, to be gone on with; nothing where nothing is there.
+
+        Raises:
+          ConfigError: something is there, and this is not --resume, or not with the configuration of that digest.
+        """
+        found = self.results()
+        if found and not resume:
+            raise ConfigError(f"{self.folder}: holds results; add --resume to go on with them, or choose another --out")
+        if found and config_sha256 and found.get("config_sha256") != config_sha256:
+            raise self._other()
+        return found
+
+    def _other(self) -> ConfigError:
+        return ConfigError(f"{self.config}: differs from the configuration given; --resume needs the same one")
 
     def results(self) -> dict[str, Any]:
         """What result.json holds so far."""

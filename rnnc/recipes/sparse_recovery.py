@@ -223,9 +223,7 @@ def _short(name: str, row: dict[str, float]) -> str:
 
 def _finished(run: Run, asked: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
     """The rows of a folder, which only --resume with the same problems may add to."""
-    found = run.results()
-    if found and not resume:
-        raise ConfigError(f"{run.folder}: holds results; add --resume to go on with them, or choose another --out")
+    found = run.going_on(resume)
     for name, value in asked.items():
         if found and found.get(name) != value:
             raise ConfigError(f"--{name}: is {value}, but {run.result} holds results of {found.get(name)}")

@@ -115,7 +115,7 @@ class Trainer:
             enhance.train(config, run, True, _Silent(), self.command, _sources(self.recipe({}), config))
             shutil.rmtree(run.checkpoints, ignore_errors=True)
         result = run.results()
-        valid = [e["valid"] for e in _events(run) if "valid" in e]
+        valid = [e["valid"] for e in run.lines() if "valid" in e]
         best = max((v[METRIC] for v in valid), default=float("nan"))
         sizes = {key: result["model"][key] for key in ("bytes", "macs_per_frame")}
         return {
@@ -149,10 +149,6 @@ def _sources(base: Enhance, config: Enhance) -> Sources:
         _opened.append((wanted, enhance.open_sources(in_rooms, _Silent())))
     found = _opened[0][1]
     return dataclasses.replace(found, train=dataclasses.replace(found.train, config=config.mix))
-
-
-def _events(run: Run) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()]
 
 
 @dataclass(frozen=True, kw_only=True)

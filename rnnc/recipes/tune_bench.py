@@ -20,7 +20,7 @@ from rnnc import container
 from rnnc.config import ConfigError
 from rnnc.recipes import rivals
 from rnnc.recipes.console import Reporter
-from rnnc.recipes.run import commit
+from rnnc.recipes.run import Run, commit
 from rnnc.search.propose import Bayes
 from rnnc.search.settings import Settings
 from rnnc.search.space import Configuration, Space
@@ -171,9 +171,9 @@ def benchmark(args: argparse.Namespace, out: Path, command: str, reporter: Repor
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name}: is {getattr(args, name)}, must be 1 or more")
     out.mkdir(parents=True, exist_ok=True)
-    runs = _runs(out)
-    kept = "".join(json.dumps(run) + "\n" for run in runs.values())
-    container.replace(out / "runs.jsonl", kept)  # without a line that a kill cut short
+    run = Run(out)
+    run.rewind(0)  # a line that a kill cut short
+    runs = _runs(run)
     wanted = [(f, m, seed) for seed in range(args.seeds) for f in functions for m in methods]
     for i, key in enumerate(wanted):
         if len(runs.get(key, {}).get("best", ())) <= args.iterations:
@@ -181,9 +181,8 @@ def benchmark(args: argparse.Namespace, out: Path, command: str, reporter: Repor
             problem, began = PROBLEMS[function], time.monotonic()
             best = METHODS[method](problem.space, problem.score, seed, args.iterations, BATCH)
             line = {"function": function, "method": method, "seed": seed, "seconds": time.monotonic() - began}
-            with open(out / "runs.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, "best": best}) + "\n")
-            runs = _runs(out)
+            run.append({**line, "best": best})
+            runs = _runs(run)
             write(out, runs, command)
         reporter.progress("benchmark", i + 1, len(wanted), " ".join(map(str, key)))
     reporter.say(write(out, runs, command))
@@ -200,17 +199,9 @@ def _named(option: str, given: str, known: Mapping[str, Any]) -> list[str]:
 Runs = dict[tuple[str, str, int], dict[str, Any]]
 
 
-def _runs(out: Path) -> Runs:
-    """What has been run, by function, method and seed; a last line that a kill cut short is left out."""
-    found: Runs = {}
-    if (out / "runs.jsonl").exists():
-        for line in (out / "runs.jsonl").read_text(encoding="utf-8").splitlines():
-            try:
-                run = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            found[run["function"], run["method"], run["seed"]] = run
-    return found
+def _runs(run: Run) -> Runs:
+    """What has been run, by function, method and seed; of two of the same the later."""
+    return {(line["function"], line["method"], line["seed"]): line for line in run.lines()}
 
 
 def write(out: Path, runs: Runs, command: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnc.search.values import Choice, SpaceError, Uniform, Values, as_values, same
+from rnnc.search.values import Choice, SpaceError, Uniform, Values, as_values, same, told
 
 Configuration = dict[str, Any]
 MOST_DRAWS = 100_000  # without one that meets the constraint
@@ -208,7 +208,7 @@ class Space:
 
     def describe(self) -> Any:
         """Plain data that tell two spaces apart, but for their constraints."""
-        return [[p.name, p.values.describe(), [[n, [repr(v) for v in a]] for n, a in p.given]] for p in self.parameters]
+        return [[p.name, p.values.describe(), [[n, [told(v) for v in a]] for n, a in p.given]] for p in self.parameters]
 
 
 def parse(table: Mapping[str, Any], constraint: Callable[[Configuration], bool] | None = None) -> Space:

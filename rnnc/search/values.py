@@ -5,6 +5,7 @@ draws from all; `encode` gives what a model of the objective sees.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -54,22 +55,14 @@ class Values(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One of some values without an order; one number each.
+class _Listed:
+    """Some values, each as likely."""
 
-    >>> Choice(("lstm", "gru")).encode(["gru"]).tolist()
-    [[0.0, 1.0]]
-    """
-
-    values: tuple[Any, ...]
+    values: Sequence[Any]
 
     def __post_init__(self) -> None:
-        if not self.values:
-            raise SpaceError("has no values, must have one or more")
-
-    @property
-    def width(self) -> int:
-        return len(self.values) if len(self.values) > 1 else 0
+        if not len(self.values):
+            raise SpaceError(f"is {self.values!r}, must have one value or more")
 
     @property
     def count(self) -> float:
@@ -77,6 +70,19 @@ class Choice:
 
     def at(self, u: np.ndarray) -> list[Any]:
         return [self.values[i] for i in _index(u, len(self.values))]
+
+
+@dataclass(frozen=True)
+class Choice(_Listed):
+    """One of some values without an order; one number each.
+
+    >>> Choice(("lstm", "gru")).encode(["gru"]).tolist()
+    [[0.0, 1.0]]
+    """
+
+    @property
+    def width(self) -> int:
+        return len(self.values) if len(self.values) > 1 else 0
 
     def place(self, value: Any) -> float:
         for i, known in enumerate(self.values):
@@ -92,7 +98,7 @@ class Choice:
         return self.at(rng.random(1))[0] if rng.random() < max(step, 0.1) else value
 
     def describe(self) -> Any:
-        return ["choice", *map(repr, self.values)]
+        return ["choice", *map(told, self.values)]
 
 
 @dataclass(frozen=True)
@@ -146,29 +152,16 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Ordered:
+class Ordered(_Listed):
     """Some numbers in their order, such as those of a `range`; one number, by rank.
 
     >>> Ordered(range(16, 65, 16)).encode([16, 64]).tolist()
     [[0.0], [1.0]]
     """
 
-    values: Sequence[Any]
-
-    def __post_init__(self) -> None:
-        if not len(self.values):
-            raise SpaceError(f"{self.values!r} has no values, must have one or more")
-
     @property
     def width(self) -> int:
         return 1 if len(self.values) > 1 else 0
-
-    @property
-    def count(self) -> float:
-        return len(self.values)
-
-    def at(self, u: np.ndarray) -> list[Any]:
-        return [self.values[i] for i in _index(u, len(self.values))]
 
     def place(self, value: Any) -> float:
         try:
@@ -253,7 +246,7 @@ class Distribution:
     def describe(self) -> Any:
         name = getattr(getattr(self.distribution, "dist", None), "name", type(self.distribution).__qualname__)
         given = (getattr(self.distribution, "args", ()), getattr(self.distribution, "kwds", {}))
-        return ["distribution", name, repr(given), repr(self.table[:8])]
+        return ["distribution", name, told(given), told(self.table[:8])]
 
 
 def loguniform(loc: float, scale: float) -> Uniform:
@@ -289,6 +282,11 @@ def as_values(given: Any) -> Values:
 def same(a: Any, b: Any) -> bool:
     """Whether two values are one: True is not 1, and 1.0 is not 1."""
     return a is b or (type(a) is type(b) and (np.array_equal(a, b) if isinstance(a, np.ndarray) else bool(a == b)))
+
+
+def told(value: Any) -> str:
+    """A value as text that is the same in another process, where it lies at another address."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _table(distribution: Any) -> list[Any]:
