@@ -68,20 +68,32 @@ def merge(table: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
     return table
 
 
-def build(schema: Any, table: Any, where: str = "") -> Any:
-    """Make a dataclass from a table, strictly; `where` is the dotted name for messages."""
+def build(schema: Any, table: Any, where: str = "", base: Any = None) -> Any:
+    """Make a dataclass from a table, strictly.
+
+    Args:
+      schema: the dataclass.
+      table: values by key; of a section that the dataclass has by default, those that differ from it.
+      where: the dotted name for messages.
+      base: an object of the dataclass that tells what the table does not; None: its defaults.
+    """
     if not isinstance(table, dict):
         raise ConfigError(f"{where}: is {table!r}, must be a section")
     hints = get_type_hints(schema)
-    fields = {f.name: hints[f.name] for f in dataclasses.fields(schema) if f.init}
+    given = {f.name: f for f in dataclasses.fields(schema) if f.init}
+    fields = {name: hints[name] for name in given}
     for key in table:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1, 0.5)
             hint = f" Did you mean {_join(where, near[0])!r}?" if near else ""
             raise ConfigError(f"{_join(where, key)}: unknown key.{hint} Valid keys: {', '.join(fields)}")
-    values = {key: _convert(fields[key], value, _join(where, key)) for key, value in table.items()}
+    told = {name: f.default if base is None else getattr(base, name) for name, f in given.items()}
+    values = {key: _convert(fields[key], value, _join(where, key), told[key]) for key, value in table.items()}
+    for name, f in given.items():
+        if name not in values and base is None and f.default is f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{_join(where, name)}: is missing, must be given")
     try:
-        return schema(**values)
+        return schema(**values) if base is None else dataclasses.replace(base, **values)
     except ConfigError:
         raise
     except ValueError as error:
@@ -115,10 +127,11 @@ def digest(config: Any) -> str:
     return hashlib.sha256(json.dumps(to_table(config), sort_keys=True).encode()).hexdigest()
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, told: Any = None) -> Any:
+    """A value of a table as the hint has it; `told` is what stands there without it."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return _convert_union(args, value, where)
+        return _convert_union(args, value, where, told)
     if origin is Literal:
         if value not in args:
             near = difflib.get_close_matches(str(value), [str(a) for a in args], 1, 0.5)
@@ -130,7 +143,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: is {value!r}, must be a list")
         return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if dataclasses.is_dataclass(hint):
-        return build(hint, value, where)
+        return build(hint, value, where, told if type(told) is hint else None)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         if not abs(value) <= sys.float_info.max:  # also true for NaN
             raise ConfigError(f"{where}: is {value!r}, must be finite")
@@ -140,7 +153,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+def _convert_union(args: tuple[Any, ...], value: Any, where: str, told: Any) -> Any:
     kinds: dict[str, Any] = {cast(type, a).__name__.lower(): a for a in args if dataclasses.is_dataclass(a)}
     if len(kinds) > 1 and isinstance(value, dict):
         table = dict(value)
@@ -148,7 +161,7 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
         if kind not in kinds:
             raise ConfigError(f"{where}.kind: is {kind!r}, must be one of {', '.join(map(repr, kinds))}")
         return build(kinds[kind], table, where)
-    return _convert(next(a for a in args if a is not type(None)), value, where)
+    return _convert(next(a for a in args if a is not type(None)), value, where, told)
 
 
 def _value(text: str) -> Any:

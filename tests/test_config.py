@@ -30,6 +30,13 @@ class Disc:
 
 
 @dataclass(frozen=True)
+class Frame:
+    width: int
+    inner: Disc = Disc(2.0, Square(3.0))
+    outer: Square | None = Square(4.0)
+
+
+@dataclass(frozen=True)
 class Toy:
     steps: int = 3
     rate: float = 0.5
@@ -110,6 +117,20 @@ ENHANCE = {
 def test_ranges_of_the_recipe_are_named_with_their_place(override):
     with pytest.raises(ConfigError, match=ENHANCE[override]):
         config.load(Enhance, None, (override,))
+
+
+def test_a_section_in_part_keeps_the_rest_of_what_stands_there():
+    table = {"width": 1, "inner": {"radius": 5.0}}
+    assert config.build(Frame, table) == Frame(1, Disc(5.0, Square(3.0)))
+    assert config.build(Frame, {"width": 1, "inner": {"cut": {"side": 6.0}}}) == Frame(1, Disc(2.0, Square(6.0)))
+    assert config.build(Frame, {"width": 1, "outer": {}}) == Frame(1)
+    with pytest.raises(ConfigError, match=r"^inner\.cut: side: is -1\.0"):
+        config.build(Frame, {"width": 1, "inner": {"cut": {"side": -1}}})
+
+
+def test_what_must_be_given_is_named():
+    with pytest.raises(ConfigError, match=r"^frame\.width: is missing, must be given"):
+        config.build(Frame, {}, "frame")
 
 
 def test_overrides():

@@ -190,15 +190,9 @@ def _run(args: argparse.Namespace, command: str, reporter: Reporter) -> None:
 
 def _config(args: argparse.Namespace) -> Classify:
     """The defaults, then the file, then --set and --seeds."""
-    table = _over(configs.to_table(Classify()), configs.read(args.config) if args.config else {})
+    table = configs.read(args.config) if args.config else {}
     seeds = (f"seeds={args.seeds}",) if args.seeds is not None else ()
     return configs.build(Classify, configs.merge(table, (*args.set, *seeds)))
-
-
-def _over(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
-    """`table` laid over `base`, section by section."""
-    inner = {k: _over(base[k], v) for k, v in table.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
-    return {**base, **table, **inner}
 
 
 @cache
