@@ -64,9 +64,26 @@ def test_a_run_writes_rows_and_goes_on(tmp_path, capsys):
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert rows[:2] == first
     assert [row["k"] for row in rows] == [2, 2, 3, 3]
-    assert (tmp_path / "report.html").read_text().count("<svg") >= 2
+    assert _sections(tmp_path) == ["By k: 20 dB, gaussian"]
     assert study.main([*words, "--k", "2", "--trials", "3", "--resume"]) == 2
     assert "--trials: is 3" in capsys.readouterr().err
+
+
+def _sections(folder):
+    """The headings whose sections hold pictures."""
+    parts = (folder / "report.html").read_text().split("<h2>")[1:]
+    return [part[: part.index("</h2>")] for part in parts if 'role="img"' in part]
+
+
+def test_the_report_draws_whatever_there_is_more_than_one_of(tmp_path):
+    words = ["--trials", "2", "--size", "20", "30", "--method", "nnls", "--out", str(tmp_path), "--k", "2"]
+    assert study.main([*words, "--design", "gaussian"]) == 0
+    assert _sections(tmp_path) == []
+    assert study.main([*words, "--design", "gaussian", "low-rank", "--snr-db", "10", "20", "--resume"]) == 0
+    by_snr = [f"By SNR: k = 2, {design}" for design in ("gaussian", "low-rank")]
+    assert _sections(tmp_path) == [*by_snr, *(f"By design: k = 2, {snr} dB" for snr in (20, 10))]
+    page = (tmp_path / "report.html").read_text()
+    assert all(page.count(f">{name}</text>") == 4 for name in ("gaussian", "low-rank"))  # 2 SNRs, 2 errors
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def plot(
     best: float | None = None,
     width: int = 440,
     log_x: bool = False,
+    names: Sequence[str] = (),
 ) -> str:
     """Draw curves over a common axis.
 
@@ -88,6 +89,7 @@ def plot(
         best: horizontal position of the vertical mark "best step", if any.
         width: of the drawing, px; the page scales it.
         log_x: the horizontal axis is logarithmic.
+        names: of the places 0, 1, ... where the horizontal axis has names for numbers.
 
     Returns:
         An `<svg>` element.
@@ -101,12 +103,14 @@ def plot(
     ys = [y for _, y in points]
     log = min(ys) > 0 and max(ys) > 20 * min(ys)
     xs = [x for x, _ in points] + [x for x in (x_from, best) if x is not None]
+    xs += [-0.5, len(names) - 0.5] if names else []
     if log_x and min(xs) <= 0:
         raise ValueError(f"plot: x is {min(xs)}, must be above 0 on a logarithmic axis")
     span = _log_span(xs) if log_x else _span(xs, 0)
     y_span = _log_span(ys) if log else _span(ys, 0.06)
     frame = _Frame(x=span, y=y_span, width=width, height=260, log=log, log_x=log_x)
-    parts = _axes(frame, x_label, y_label + ", logarithmic" * log) + ([] if best is None else _mark(frame, best))
+    parts = _axes(frame, x_label, y_label + ", logarithmic" * log, names)
+    parts += [] if best is None else _mark(frame, best)
     parts += [part for line in lines for part in _curve(frame, line)]
     return _svg(parts + _labels(frame, lines), frame, alt)
 
@@ -205,7 +209,7 @@ def _ticks(low: float, high: float, log: bool = False) -> list[float]:
     return _ticks(low, high) if log and len(inside) < 2 else inside
 
 
-def _axes(frame: _Frame, x_label: str, y_label: str) -> list[str]:
+def _axes(frame: _Frame, x_label: str, y_label: str, names: Sequence[str] = ()) -> list[str]:
     """Draw grid, tick labels and axis names; the vertical name stands level, above its axis."""
     left, right, bottom = _LEFT, frame.width - _RIGHT, frame.height - _BOTTOM
     parts = []
@@ -213,10 +217,10 @@ def _axes(frame: _Frame, x_label: str, y_label: str) -> list[str]:
         y = frame.down(tick)
         parts += [element("line", class_="grid", x1=left, y1=y, x2=right, y2=y)]
         parts += [element("text", _tick(tick), x=left - 6, y=y + 4, text_anchor="end")]
-    for tick in _ticks(*frame.x, log=frame.log_x):
-        x = frame.right(tick)
+    for tick in range(len(names)) if names else _ticks(*frame.x, log=frame.log_x):
+        x, word = frame.right(tick), text(names[int(tick)]) if names else _tick(tick)
         parts += [element("line", class_="axis", x1=x, y1=bottom, x2=x, y2=bottom + 4)]
-        parts += [element("text", _tick(tick), x=x, y=bottom + 17, text_anchor="middle")]
+        parts += [element("text", word, x=x, y=bottom + 17, text_anchor="middle")]
     parts += [element("line", class_="axis", x1=left, y1=bottom, x2=right, y2=bottom)]
     parts += [element("text", text(y_label), x=0, y=12)]
     return [

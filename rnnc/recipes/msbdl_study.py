@@ -366,7 +366,7 @@ def _report(result: dict[str, Any]) -> str:
     return page.document(
         "Dictionaries of several views",
         page.section("Recovery", keys, *charts),
-        page.section("All rows", page.table(caption, columns, rows)),
+        page.section("All rows", page.table(caption, columns, rows, words=2)),
         page.section("Digits from their halves", _accuracy_table(result["classify"])),
         page.section("Command", page.element("pre", page.text(f"{result['command']}\ncommit {result['commit']}"))),
     )

@@ -92,7 +92,8 @@ def table(caption: str, columns: list[str], rows: list[str], foot: str = "", wor
         element("tbody", *rows),
     ]
     parts += [element("tfoot", foot)] if foot else []
-    return element("div", element("table", *parts), class_="scroll", role="region", tabindex=0, aria_label=caption)
+    whole = element("table", *parts, class_=f"words{words}")
+    return element("div", whole, class_="scroll", role="region", tabindex=0, aria_label=caption)
 
 
 def facts(pairs: list[tuple[str, str]]) -> str:
@@ -169,7 +170,7 @@ table { border-collapse: collapse; font-size: .92rem; line-height: 1.35;
 caption { text-align: left; padding-bottom: .5rem; }
 th, td { padding: .38rem .9rem; text-align: right; vertical-align: top;
   border-bottom: 1px solid var(--grid); }
-th.text, td.text, th[scope=row] { text-align: left; padding-left: 0; }
+th.text, th[scope=row], .words2 td:nth-of-type(1), .words3 td:nth-of-type(-n+2) { text-align: left; padding-left: 0; }
 th { font-weight: 600; }
 thead th { white-space: nowrap; }
 th[scope=row].group { font-weight: 600; }

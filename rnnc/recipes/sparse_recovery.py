@@ -263,41 +263,36 @@ def _score(
     return rows
 
 
+AXES = {"k": "k, numbers above 0", "snr_db": "SNR, dB", "design": "design"}
+
+
 def report(result: dict[str, Any]) -> str:
-    """The page: for each design and SNR the errors against k, drawn and in a table."""
-    rows, sections = result["rows"], []
+    """The page: errors against k, against the SNR and by design, where the rows have more than one, and all rows."""
+    rows = result["rows"]
     names = [name for name in METHODS if any(r["method"] == name for r in rows)]
-    keys = "".join(figures.key(f"series{i}", name) for i, name in enumerate(names))
-    for design, snr_db in dict.fromkeys((r["design"], r["snr_db"]) for r in rows):
-        here = sorted((r for r in rows if (r["design"], r["snr_db"]) == (design, snr_db)), key=lambda r: r["k"])
-        charts = []
-        for field, label in (("nmse_db", "error of x, dB"), ("support_error", "support error, share")):
-            lines = [
-                figures.Line(
-                    style=f"series{i}",
-                    x=[r["k"] for r in here if r["method"] == name],
-                    y=[r[field] for r in here if r["method"] == name],
+    sections = []
+    for axis, label in AXES.items():
+        others = [other for other in AXES if other != axis]
+        for fixed in dict.fromkeys(tuple(r[other] for other in others) for r in rows):
+            here = [r for r in rows if tuple(r[other] for other in others) == fixed]
+            if len({r[axis] for r in here}) > 1:
+                about = ", ".join(_told(other, value) for other, value in zip(others, fixed))
+                sections.append(
+                    page.section(f"By {axis.removesuffix('_db')}: {about}", *_charts(here, axis, label, names))
                 )
-                for i, name in enumerate(names)
-            ]
-            alt = f"{label} against k for {design} designs at {snr_db:g} dB"
-            charts.append(figures.plot([l for l in lines if l.x], alt=alt, x_label="k, numbers above 0", y_label=label))
-        table = [
-            page.row(
-                text(r["k"]),
-                text(r["method"]),
-                number(r["nmse_db"], 1),
-                number(r["support_error"], 3),
-                number(r["ms_per_problem"], 1),
-            )
-            for r in here
-        ]
-        heads = ["k", "method", "error of x, dB", "support error", "ms a problem"]
-        body = element("div", *charts, class_="panels two")
-        title = f"{design}, {snr_db:g} dB"
-        sections.append(
-            page.section(title, element("p", keys, class_="key"), body, page.table(title, heads, table, words=2))
+    table = [
+        page.row(
+            text(_told("design", r["design"]) + ", " + _told("snr_db", r["snr_db"])),
+            text(r["method"]),
+            text(r["k"]),
+            number(r["nmse_db"], 1),
+            f"{number(r['support_error'], 3)} ± {number(r['support_error_stderr'], 3)}",
+            number(r["ms_per_problem"], 1),
         )
+        for r in rows
+    ]
+    heads = ["design, SNR", "method", "k", "error of x, dB", "support error", "ms a problem"]
+    sections.append(page.section("All rows", page.table("Means, ± standard error", heads, table, words=2)))
     n, m = result["size"]
     lead = (
         f"{result['trials']} random problems of each kind, Phi {n} × {m}. The error of x is |found − x|² / |x|², "
@@ -308,6 +303,34 @@ def report(result: dict[str, Any]) -> str:
     return page.document(
         "Sparse recovery", element("p", text(lead), class_="lead"), *sections, page.section("Command", origin)
     )
+
+
+def _told(axis: str, value: Any) -> str:
+    return {"k": f"k = {value}", "snr_db": f"{value} dB" if isinstance(value, str) else f"{value:g} dB"}.get(
+        axis, str(value)
+    )
+
+
+def _charts(rows: Sequence[dict[str, Any]], axis: str, label: str, methods: Sequence[str]) -> list[str]:
+    """The two errors of each method along an axis, with their key."""
+    places = sorted({r[axis] for r in rows}, key=list(DESIGNS).index if axis == "design" else None)
+    charts = []
+    for field, error in (("nmse_db", "error of x, dB"), ("support_error", "support error, share")):
+        found = {(r["method"], r[axis]): r[field] for r in rows}
+        lines = []
+        for i, method in enumerate(methods):
+            there = [
+                (j if axis == "design" else place, found[method, place])
+                for j, place in enumerate(places)
+                if (method, place) in found
+            ]
+            lines += (
+                [figures.Line(style=f"series{i}", x=[x for x, _ in there], y=[y for _, y in there])] if there else []
+            )
+        named = places if axis == "design" else ()
+        charts.append(figures.plot(lines, alt=f"{error} by {label}", x_label=label, y_label=error, names=named))
+    keys = "".join(figures.key(f"series{i}", name) for i, name in enumerate(methods))
+    return [element("p", keys, class_="key"), element("div", *charts, class_="panels two")]
 
 
 if __name__ == "__main__":
