@@ -278,7 +278,7 @@ def report(result: dict[str, Any]) -> str:
             if len({r[axis] for r in here}) > 1:
                 about = ", ".join(_told(other, value) for other, value in zip(others, fixed))
                 sections.append(
-                    page.section(f"By {axis.removesuffix('_db')}: {about}", *_charts(here, axis, label, names))
+                    page.section(f"By {label.split(',')[0]}: {about}", *_charts(here, axis, label, names))
                 )
     table = [
         page.row(
