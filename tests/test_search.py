@@ -1,5 +1,6 @@
 """Laws of the tuner: spaces, the process, proposals, the study and its store, schedulers and their faults."""
 
+import enum
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from rnnc.search.space import Space, When, parse
 from rnnc.search.store import Store, StoreError, Trial
 from rnnc.search.study import Study
 from rnnc.search.tune import tune
-from rnnc.search.values import Choice, Distribution, Ordered, SpaceError, Uniform, as_values, loguniform
+from rnnc.search.values import Choice, Distribution, Ordered, SpaceError, Uniform, as_values, loguniform, same
 
 ROOT = Path(__file__).parents[1]
 
@@ -663,7 +664,8 @@ def test_a_study_stopped_anywhere_ends_as_one_never_stopped(tmp_path, halving):
         with pytest.raises(Stopped):
             tune(dies, BOWL, settings, store=path)
         trials = Store(path, write=False).trials()
-        assert [t.state for t in trials].count("running") == 1, "it is there before it runs"
+        assert trials[at - 1].state == "waiting", "it is there, and waits again"
+        assert trials[at - 1].starts == 0, "whoever stopped it, it was not its fault"
         assert _trials(tune(bowl, BOWL, settings, store=path, resume=True)) == whole
 
 
@@ -972,6 +974,197 @@ def test_choices_of_objects_are_told_apart_by_name_and_not_by_address():
     first, again = ([Space({"model": made(kind)}).describe() for kind in kinds] for _ in range(2))
     assert first == again
     assert first[1] != first[2]
+
+
+class Size(enum.IntEnum):
+    SMALL = 1
+    LARGE = 2
+
+
+LISTS = {
+    "floats of numpy": list(np.logspace(-3, 3, 7)),
+    "integers of numpy": list(np.arange(7)),
+    "enumeration": list(Size),
+    "alike": [True, 1, 1.0],
+    "nested": [[1, (2, 3)], [1, [2, 3]]],
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_choices_come_back_from_the_store_as_they_were(name):
+    space = Space({"a": LISTS[name]})
+    for value in space.parameters[0].values.values:
+        back = space.unpack(space.pack({"a": value}))["a"]
+        assert same(back, value), (back, value)
+    result = tune(lambda c: float(len(str(c["a"]))), {"a": LISTS[name], "x": Uniform(0, 1)}, Settings(trials=8))
+    assert {o.trial.state for o in result.outcomes} == {"done"}
+
+
+class Workers(Serial):
+    def __init__(self, count):
+        object.__setattr__(self, "workers", count)
+
+
+def test_a_batch_is_as_large_as_the_workers_that_began_it(tmp_path):
+    path = tmp_path / "s.db"
+    tune(bowl, BOWL, Settings(trials=13), scheduler=Workers(4), store=path)
+    result = tune(bowl, BOWL, Settings(trials=24), scheduler=Workers(3), store=path, resume=True)
+    whole = tune(bowl, BOWL, Settings(trials=24), scheduler=Workers(4))
+    assert _trials(result) == _trials(whole)
+    batches = [o.trial.batch for o in whole.outcomes if o.trial.origin == "model"]
+    assert batches[:8] == [1] * 4 + [2] * 4
+
+
+def test_a_trial_that_kills_its_controllers_is_given_up(tmp_path):
+    program = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from rnnc.search.settings import Settings
+from rnnc.search.tune import tune
+score = lambda c: os.kill(os.getpid(), 9) if c["x"] == 1 else float(c["x"])
+print(len(tune(score, {{"x": range(3)}}, Settings(trials=3), store={str(tmp_path / "s.db")!r}, resume=True).outcomes))
+"""
+    ends = [subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode for _ in range(6)]
+    assert ends == [-9] * 5 + [0]
+    with Store(tmp_path / "s.db", write=False) as store:
+        assert {t.reason for t in store.trials() if t.state == "failed"} == {"its controller died 5 times while it ran"}
+        assert sorted(t.value for t in store.trials() if t.state == "done") == [0.0, 2.0]
+
+
+def test_the_first_trials_are_all_different():
+    for options in (Bayes(), Bayes(quasi=False)):
+        space = Space({"x": range(10)}, lambda c: c["x"] < 6)
+        assert sorted(c["x"] for c in propose.begin(space, 5, options, 0, {space.pack({"x": 2})})) == [0, 1, 3, 4, 5]
+    result = tune(lambda c: c["x"], {"x": [1, 2, 3]}, Settings(trials=8), known=[({"x": 3}, 3.0)], first=[{"x": 1}])
+    assert sorted(o.configuration["x"] for o in result.outcomes) == [1, 2, 3]
+    with pytest.raises(SpaceError, match=r"first: holds .*'x': 3.*, which the constraint does not allow"):
+        tune(bowl, Space({"x": range(5)}, lambda c: c["x"] < 3), first=[{"x": 3}])
+
+
+def test_a_tight_constraint_is_not_asked_for_ever():
+    asked = []
+
+    def rare(c):
+        asked.append(c)
+        return c["x"] < 0.001
+
+    found = Space({"x": Uniform(0, 1)}, rare).sample(1000, np.random.default_rng(0))
+    assert len(asked) < 25_000
+    assert 5 < len(found) < 60
+
+
+def test_results_of_copies_find_their_trial():
+    def copies(score, configurations):
+        for c in reversed([dict(c) for c in configurations]):
+            yield c, score(c)
+
+    space = {"x": [True, 1, 1.0]}
+    score = lambda c: {bool: 10.0, int: 20.0, float: 30.0}[type(c["x"])]
+    for o in tune(score, space, Settings(trials=3, batch=3), scheduler=copies).outcomes:
+        assert o.value == score(o.configuration)
+    arrays = {"x": [np.zeros(2), np.ones(2)]}
+    found = tune(lambda c: float(c["x"].sum()), arrays, Settings(trials=2, batch=2), scheduler=copies)
+    assert [o.value for o in found.outcomes] == [float(o.configuration["x"].sum()) for o in found.outcomes]
+
+
+def test_what_ends_costs_one_trial():
+    assert "SystemExit: 3" in tune(lambda c: sys.exit(3), BOWL, Settings(trials=1)).outcomes[0].trial.reason
+    failed = Study(bowl, BOWL, Settings(), Serial(), Store(":memory:"))._judged(Failure("died", lost=True))
+    assert failed[1] != {"lost": True}, "which an objective may say, too"
+
+    def breaks(score, configurations):
+        for c in configurations:
+            yield c, score(c)
+            raise json.JSONDecodeError("no answer", "", 0)
+
+    result = tune(bowl, BOWL, Settings(trials=4, batch=2), scheduler=breaks)
+    assert [o.trial.state for o in result.outcomes] == ["done"] * 4
+
+
+def test_a_full_disk_is_no_fault_of_a_trial(monkeypatch, tmp_path):
+    def full(self, number):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Store, "start", full)
+    with pytest.raises(StoreError, match="disk is full; make room and resume"):
+        tune(bowl, BOWL, Settings(trials=4), store=tmp_path / "s.db")
+    with Store(tmp_path / "s.db", write=False) as store:
+        assert {t.state for t in store.trials()} == {"waiting"}
+
+
+class Shy:
+    def __reduce__(self):
+        return _refuse, ()
+
+
+def _refuse():
+    raise TypeError("not here")
+
+
+def shy(configuration):
+    return Shy() if configuration["x"] else os.kill(os.getpid(), signal.SIGRTMIN + 1)
+
+
+def test_results_that_do_not_arrive_cost_their_trial():
+    with Processes(1) as workers:
+        found = {c["x"]: r for c, r in workers(shy, iter([{"x": 0}, {"x": 1}]))}
+    assert found[0].reason == f"its process died: signal {signal.SIGRTMIN + 1}"
+    assert "cannot be received: TypeError: not here" in found[1].reason
+
+
+def test_workers_that_cannot_start_say_so():
+    with (
+        pytest.raises(SchedulerError, match=r"workers cannot start: its process died: exit status 1"),
+        Processes(1, prepare=_refuse) as workers,
+    ):
+        tune(odd_one, {"kind": ["good"], "x": Uniform(0, 1)}, Settings(trials=9), scheduler=workers)
+
+
+def test_exploring_falls_to_its_least():
+    options = Bayes(explore=0.8, explore_decay=0.5, explore_least=0.1)
+    assert [options.exploring(batch) for batch in (0, 1, 2, 50)] == [0.8, 0.4, 0.2, 0.1]
+
+
+def test_failed_configurations_are_not_tried_again():
+    def score(c):
+        if c["x"] % 2:
+            raise ValueError("odd")
+        return c["x"]
+
+    outcomes = tune(score, {"x": range(12)}, Settings(trials=30, batch=2)).outcomes
+    assert sorted(o.configuration["x"] for o in outcomes) == list(range(12))
+
+
+def test_only_full_effort_can_be_the_best():
+    halving = Halving(key="steps", levels=(1, 9), keep=0.5)
+    result = tune(lambda c: bowl(c) - c["steps"], BOWL, Settings(trials=12, batch=4, halving=halving))
+    assert result.best.configuration["steps"] == 9
+    lowest = tune(
+        lambda c: -bowl(c) + 1 / c["steps"], BOWL, Settings(trials=12, batch=4, halving=halving, maximise=False)
+    )
+    by_number = {o.trial.number: o for o in lowest.outcomes}
+    for o in lowest.outcomes:
+        if o.trial.parent is not None:
+            level = [p.value for p in lowest.outcomes if (p.trial.batch, p.trial.level) == (o.trial.batch, 0.0)]
+            assert by_number[o.trial.parent].value <= np.median(level), "the lowest go on"
+
+
+def test_the_best_are_promoted_where_there_is_no_room_for_all():
+    halving = Halving(key="steps", levels=(1, 9), keep=0.5)
+    result = tune(bowl, BOWL, Settings(trials=5, halving=halving, bayes=Bayes(start=4)))
+    assert [o.trial.origin for o in result.outcomes] == ["start"] * 4 + ["promoted"]
+    assert result.outcomes[4].value == max(o.value for o in result.outcomes[:4])
+
+
+def test_discrete_distributions_of_numbers_are_told_apart():
+    one, other = (scipy.stats.rv_discrete(values=([1, 2, 5], p)) for p in ([0.2, 0.3, 0.5], [0.5, 0.3, 0.2]))
+    assert as_values(one).describe() != as_values(other).describe()
+    assert (
+        as_values(one).describe() == as_values(scipy.stats.rv_discrete(values=([1, 2, 5], [0.2, 0.3, 0.5]))).describe()
+    )
+    drawn = as_values(one).at(PLACES)
+    assert set(drawn) == {1, 2, 5}
+    assert all(type(v) is int for v in drawn)
 
 
 def test_no_more_trials_than_were_asked_for():

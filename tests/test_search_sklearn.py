@@ -11,7 +11,8 @@ from sklearn.svm import SVC
 
 from rnnc.search.estimator import SearchCV
 from rnnc.search.importance import importance
-from rnnc.search.settings import Settings, TuneError
+from rnnc.search.propose import Bayes
+from rnnc.search.settings import Halving, Settings, TuneError
 from rnnc.search.space import Space, When
 from rnnc.search.values import SpaceError, Uniform, loguniform
 
@@ -55,6 +56,53 @@ def test_candidates_that_fail_cost_a_trial():
     assert search.best_params_["C"] > 0
     with pytest.raises(SpaceError, match="C: is 3, must be"):
         SearchCV(SVC(), {"C": 3}).fit(X, Y)
+
+
+class Wrong(SVC):
+    """Raises what is no failure of a fit's."""
+
+    def fit(self, X, y):
+        raise RuntimeError("no memory")
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.FitFailedWarning", "ignore:One or more of the test scores")
+def test_what_fails_altogether_is_told_and_costs_no_more():
+    space = {"C": [-float(i) for i in range(8)] + [1.0, 2.0, 3.0]}
+    search = SearchCV(SVC(), space, Settings(trials=11, batch=1, bayes=Bayes(start=1)), cv=3).fit(X, Y)
+    assert search.best_params_["C"] > 0
+    results = search.cv_results_
+    means = [cross_val_score(SVC(**params), X, Y, cv=3).mean() for params in results["params"]]
+    np.testing.assert_allclose(results["mean_test_score"], means)
+    assert len(means) == 3
+    with pytest.raises(ValueError, match="fits failed"):
+        SearchCV(SVC(), {"C": [-1.0, -2.0]}, Settings(trials=2, batch=1), cv=3).fit(X, Y)
+    with pytest.raises(RuntimeError, match="no memory"):
+        SearchCV(Wrong(), {"C": [1.0, 2.0]}, Settings(trials=2), cv=3, error_score="raise").fit(X, Y)
+
+
+def test_the_search_learns_from_the_scores_of_each_batch():
+    """Each batch has scores of its own, and high ones are sought, whatever `maximise` says."""
+    told = []
+    space = {"C": loguniform(-5, 8)}
+    settings = Settings(trials=20, batch=4, maximise=False)
+    search = SearchCV(SVC(), space, settings, cv=3).fit(X, Y)
+    for params, mean in zip(search.cv_results_["params"], search.cv_results_["mean_test_score"]):
+        told.append((params["C"], mean))
+    late = [mean for _, mean in told[12:]]
+    assert np.mean(late) > np.mean([mean for _, mean in told[:5]])
+
+
+@pytest.mark.parametrize(
+    ("name", "space", "settings"),
+    [
+        ("halving", {"C": [1.0]}, Settings(halving=Halving(key="max_iter", levels=(1, 9)))),
+        ("asynchronous", {"C": [1.0]}, Settings(asynchronous=True)),
+        ("space", {"a": Space({"C": [1.0]}), "b": Space({"C": [2.0]})}, Settings()),
+    ],
+)
+def test_what_it_cannot_do_is_refused(name, space, settings):
+    with pytest.raises(TuneError, match=f"{name}: SearchCV"):
+        SearchCV(SVC(), space, settings).fit(X, Y)
 
 
 def test_importance_finds_what_matters():

@@ -15,8 +15,10 @@ from rnnc import config as configs
 from rnnc.config import ConfigError
 from rnnc.recipes import enhance, rivals, tune, tune_bench, tune_report
 from rnnc.recipes.enhance import Enhance
+from rnnc.search.settings import Halving, Settings
 from rnnc.search.space import Space
 from rnnc.search.store import Store
+from rnnc.search.tune import tune as study_tune
 from rnnc.search.values import SpaceError, Uniform
 
 ROOT = Path(__file__).parents[1]
@@ -199,6 +201,15 @@ REFUSED = {
     "base": ({"base": 3}, "base: is 3, must be a recipe's file or name"),
     "no base": ({"base": "smok"}, "smok: no such file; shipped ones are"),
     "recipe": ({"train": {"stepz": 3}}, "train.stepz: unknown key"),
+    "misspelt choice": (
+        {"space": {"model.cell": ["lstm", "gru", "fastrn"]}},
+        "model.cell: is 'fastrn', must be one of",
+    ),
+    "misspelt effort": (
+        {"tuner": {"halving": {"key": "train.stepz", "levels": [4, 8]}}},
+        "tuner.halving: train.stepz: unknown key",
+    ),
+    "effort out of range": ({"tuner": {"halving": {"key": "train.steps", "levels": [-4, 8]}}}, "train: steps: is -4"),
     "nothing valid": ({"space": {"train.batch": [0, -1]}}, "no configuration is a valid recipe; train: batch: is"),
 }
 
@@ -223,6 +234,8 @@ def test_a_budget_that_nothing_meets_says_so(tmp_path, monkeypatch):
         (["--scheduler", "celery"], "--scheduler: is 'celery', must be serial, processes, dask or tcp"),
         (["--workers", "-1"], "workers: is -1"),
         (["--scheduler", "serial", "--set", "tuner.limit_s=5"], "cannot be kept by --scheduler serial"),
+        (["--scheduler", "serial", "--workers", "2"], "--workers: is 2, but --scheduler serial has its own"),
+        (["benchmark", "--functions", ","], "--functions: names none"),
         (["report", "--out", "nowhere"], "nowhere: no such folder"),
         (["benchmark", "--functions", "rosenbrock"], "--functions: 'rosenbrock' is unknown, must be of branin"),
         (["benchmark", "--seeds", "0"], "--seeds: is 0"),
@@ -235,6 +248,52 @@ def test_wrong_words_say_so(words, message, tmp_path, capsys):
     said = capsys.readouterr().err
     assert re.search(message, said), said
     assert "Traceback" not in said
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
+    log = '{"step": 100, "loss": 1.0}\n'
+    (tmp_path / "log.jsonl").write_text(log)
+    (tmp_path / "result.json").write_text('{"train": {}}')
+    (tmp_path / "small.toml").write_text(SMALL)
+    for words in (["benchmark", "--functions", "camel"], ["--config", str(tmp_path / "small.toml")]):
+        assert tune.main([*words, "--out", str(tmp_path)]) == 2
+        assert "choose another --out" in capsys.readouterr().err
+        assert (tmp_path / "log.jsonl").read_text() == log
+        assert (tmp_path / "result.json").read_text() == '{"train": {}}'
+
+
+def test_the_recipe_s_own_values_lie_in_spaces_with_conditions(tmp_path):
+    space = {"model.cell": ["lstm", "fastrnn"], "mix.tilt": {"low": 0.0, "high": 9.0, "when": {"model.cell": "lstm"}}}
+    plan = _plan(tmp_path, space=space)
+    assert tune.own(plan.trainer, plan.space) == {"model.cell": "fastrnn"}
+
+
+def test_a_study_without_a_score_says_so(tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise OSError("no sound card")
+
+    monkeypatch.setattr(enhance, "train", fails)
+    (tmp_path / "small.toml").write_text(SMALL)
+    words = ["--config", str(tmp_path / "small.toml"), "--out", str(tmp_path / "out"), "--scheduler", "serial"]
+    assert tune.main(words) == 2
+    assert "no trial has a score; the last: OSError: no sound card" in capsys.readouterr().err
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_reports_compare_what_had_the_same_effort(tmp_path):
+    halving = Halving(key="steps", levels=(1, 9), keep=0.5)
+    settings = Settings(trials=12, batch=4, halving=halving, metric="si_sdr_db")
+    space = Space({"x": Uniform(0, 1)})
+    score = lambda c: {"si_sdr_db": c["x"] + c["steps"], "bytes": 8}
+    result = study_tune(score, space, settings, first=[{"x": 0.99}])
+    table = tune_report.write(tmp_path, space, result, {"command": "c", "commit": "d"})
+    page = (tmp_path / "report.html").read_text()
+    gain = result.best.value - 9.99
+    assert f"{gain:+.3f} dB to the recipe as it was (9.990 dB)" in page.replace("−", "-")
+    assert table["best"]["value"] > 9
+    alone = study_tune(score, space, Settings(trials=12, batch=4, halving=halving, metric="si_sdr_db"))
+    tune_report.write(tmp_path, space, alone, {"command": "c", "commit": "d"})
+    assert "to the recipe as it was" not in (tmp_path / "report.html").read_text()
 
 
 def test_halving_is_a_table(tmp_path):

@@ -277,9 +277,7 @@ def report(result: dict[str, Any]) -> str:
             here = [r for r in rows if tuple(r[other] for other in others) == fixed]
             if len({r[axis] for r in here}) > 1:
                 about = ", ".join(_told(other, value) for other, value in zip(others, fixed))
-                sections.append(
-                    page.section(f"By {label.split(',')[0]}: {about}", *_charts(here, axis, label, names))
-                )
+                sections.append(page.section(f"By {label.split(',')[0]}: {about}", *_charts(here, axis, label, names)))
     table = [
         page.row(
             text(_told("design", r["design"]) + ", " + _told("snr_db", r["snr_db"])),

@@ -5,13 +5,15 @@ written as a recipe, best.toml. A study that was stopped, however, goes on with 
 """
 
 import argparse
+import contextlib
 import dataclasses
+import fcntl
 import json
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from rnnc.search import space as spaces
 from rnnc.search.cluster import Dask
 from rnnc.search.propose import Bayes
 from rnnc.search.scheduler import Processes, Serial
-from rnnc.search.settings import Halving, Outcome, Result, Settings
+from rnnc.search.settings import Halving, Outcome, Result, Settings, TuneError
 from rnnc.search.space import Configuration, Space
 from rnnc.search.store import Store
 from rnnc.search.study import Study
@@ -111,9 +113,10 @@ class Trainer:
     def __call__(self, configuration: Configuration) -> dict[str, float]:
         """Train, or go on with a training that was stopped; SI-SDR in dB at its best, bytes, products, seconds."""
         config, run = self.recipe(configuration), self.run(configuration)
-        if "train" not in run.results():
-            enhance.train(config, run, True, _Silent(), self.command, _sources(self.recipe({}), config))
-            shutil.rmtree(run.checkpoints, ignore_errors=True)
+        with _alone(run.folder):
+            if "train" not in run.results():
+                enhance.train(config, run, True, _Silent(), self.command, _sources(self.recipe({}), config))
+                shutil.rmtree(run.checkpoints, ignore_errors=True)
         result = run.results()
         valid = [e["valid"] for e in run.lines() if "valid" in e]
         best = max((v[METRIC] for v in valid), default=float("nan"))
@@ -124,6 +127,15 @@ class Trainer:
             **sizes,
             "seconds": result["train"]["seconds"],
         }
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for whoever else is in a run folder: a worker of a cluster may outlive its controller."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class _Silent(Reporter):
@@ -182,6 +194,11 @@ def parse(table: Mapping[str, Any], out: Path, command: str) -> Plan:
     trainer = Trainer(table=full, folder=out / "trials", command=command)
     space = spaces.parse(space_table, lambda configuration: _fits(trainer, tuner, configuration))
     _probe(trainer, space)
+    for level in tuner.halving.levels if tuner.halving else ():
+        try:
+            trainer.recipe({tuner.halving.key: level})  # pyright: ignore
+        except ConfigError as error:
+            raise ConfigError(f"tuner.halving: {error}") from None
     fixed = {**dataclasses.asdict(tuner), **dict.fromkeys(FREE, None)}
     text = json.dumps({"tuner": fixed, "space": space.describe(), "recipe": full}, sort_keys=True)
     return Plan(tuner=tuner, space=space, trainer=trainer, text=text)
@@ -211,7 +228,7 @@ def _probe(trainer: Trainer, space: Space) -> None:
         try:
             trainer.recipe(configuration)
         except ConfigError as error:
-            if "unknown key" in str(error) or "must be of type" in str(error):
+            if any(words in str(error) for words in ("unknown key", "must be of type", "must be one of")):
                 raise ConfigError(f"space: {error}") from None
             errors[str(error)] = errors.get(str(error), 0) + 1
     if sum(errors.values()) == PROBES:
@@ -221,14 +238,14 @@ def _probe(trainer: Trainer, space: Space) -> None:
 def own(trainer: Trainer, space: Space) -> Configuration | None:
     """The recipe's own values in the space, if they lie in it: the trial to be improved upon."""
     table, found = configs.to_table(trainer.recipe({})), {}
-    for name in space.names:
+    for parameter in space.parameters:
         place: Any = table
-        for part in name.split("."):
+        for part in parameter.name.split("."):
             place = place.get(part) if isinstance(place, dict) else None
-        if place is not None:
-            found[name] = place
+        if place is not None and parameter.active(found):
+            found[parameter.name] = place
     try:
-        found = space.check({k: v for k, v in found.items()})
+        found = space.check(found)
     except SpaceError:
         return None
     return found if space.allows(found) else None
@@ -281,6 +298,8 @@ def _dispatch(args: argparse.Namespace, command: str, reporter: Reporter) -> Non
 def search(plan: Plan, args: argparse.Namespace, command: str, reporter: Reporter) -> None:
     """Do the study, or go on with it, and write what has come out after each trial."""
     began = time.monotonic()
+    if Run(args.out).results() and not (args.out / STUDY).exists():
+        raise ConfigError(f"{args.out}: holds results of something else; choose another --out")
     with Store(args.out / STUDY) as store, _scheduler(args, plan.tuner) as scheduler:
         note = args.out / "study.json"
         if args.resume and note.exists() and note.read_text(encoding="utf-8") != plan.text:
@@ -303,12 +322,17 @@ def search(plan: Plan, args: argparse.Namespace, command: str, reporter: Reporte
         mine = own(plan.trainer, plan.space)
         study.open(args.resume, first=[mine] if mine else [])
         container.replace(note, plan.text)
-        _say(args.out, written(study.run()), reporter)
+        result = study.run()
+        _say(args.out, written(result), reporter)
+        if result.best is None:
+            raise TuneError(f"no trial has a score; the last: {result.outcomes[-1].trial.reason or 'was not in full'}")
 
 
 def _scheduler(args: argparse.Namespace, tuner: Tuner) -> Any:
     """Who trains, as a context."""
     limit_s = tuner.limit_s or None
+    if args.workers and args.scheduler not in ("processes", "dask"):
+        raise ConfigError(f"--workers: is {args.workers}, but --scheduler {args.scheduler} has its own; leave it out")
     if args.scheduler == "serial":
         if limit_s:
             raise ConfigError("tuner.limit_s: cannot be kept by --scheduler serial, must be 0 there")

@@ -172,6 +172,8 @@ def benchmark(args: argparse.Namespace, out: Path, command: str, reporter: Repor
             raise ConfigError(f"--{name}: is {getattr(args, name)}, must be 1 or more")
     out.mkdir(parents=True, exist_ok=True)
     run = Run(out)
+    if any("function" not in line for line in run.lines()):
+        raise ConfigError(f"{run.log}: is not the log of a benchmark; choose another --out")
     run.rewind(0)  # a line that a kill cut short
     runs = _runs(run)
     wanted = [(f, m, seed) for seed in range(args.seeds) for f in functions for m in methods]
@@ -193,6 +195,8 @@ def _named(option: str, given: str, known: Mapping[str, Any]) -> list[str]:
     for name in names:
         if name not in known:
             raise ConfigError(f"{option}: {name!r} is unknown, must be of {', '.join(known)}")
+    if not names:
+        raise ConfigError(f"{option}: names none, must be of {', '.join(known)}")
     return names
 
 

@@ -75,7 +75,10 @@ def _trial(outcome: Outcome, space: Space) -> dict[str, Any]:
         if p.name in outcome.configuration
     }
     seconds = None if trial.began is None or trial.ended is None else trial.ended - trial.began
-    told = {k: getattr(trial, k) for k in ("number", "batch", "origin", "state", "value", "reason", "level", "starts")}
+    told = {
+        k: getattr(trial, k)
+        for k in ("number", "batch", "origin", "state", "value", "reason", "level", "parent", "starts")
+    }
     return {**told, "seconds": seconds, "places": places, **_about(outcome)}
 
 
@@ -124,7 +127,7 @@ def _summary(result: Table, trials: Sequence[Table]) -> str:
     best = child(result, "best")
     if not best:
         return element("p", text(words + "None has a score yet."), class_="lead")
-    first = next((t for t in trials if word(t, "origin") == "first"), None)
+    first = next((t for t in _full(trials) if "first" in (word(t, "origin"), word(_root(t, trials), "origin"))), None)
     words += (
         f"Best: trial {number(value(best, 'number'))} with {number(value(best, 'value'), 3)} dB SI-SDR on validation"
     )
@@ -137,11 +140,23 @@ def _summary(result: Table, trials: Sequence[Table]) -> str:
     return lead + values + element("p", "Train it:") + command
 
 
+def _full(trials: Sequence[Table]) -> list[Table]:
+    """Those with a score at full effort: only these can be compared."""
+    return [t for t in trials if t.get("value") is not None and value(t, "level") >= 1]
+
+
+def _root(trial: Table, trials: Sequence[Table]) -> Table:
+    """The trial that one promoted began as."""
+    while trial.get("parent") is not None:
+        trial = next(t for t in trials if value(t, "number") == value(trial, "parent"))
+    return trial
+
+
 def _history(trials: Sequence[Table]) -> str:
-    """Scores by trial, and the best so far."""
-    done = [(value(t, "number"), value(t, "value")) for t in trials if t.get("value") is not None]
+    """Scores by trial, and the best so far; with halving those at full effort."""
+    done = [(value(t, "number"), value(t, "value")) for t in _full(trials)]
     if not done:
-        return page.missing("No trial has a score.")
+        return page.missing("No trial has a score at full effort.")
     best, line = -math.inf, []
     for n, v in done:
         best = max(best, v)
@@ -171,9 +186,9 @@ def _bar(share: float) -> str:
 def _parallel(result: Table, trials: Sequence[Table]) -> str:
     """A line for each trial across an axis for each key, and the score; the best quarter in the first colour."""
     axes = children(result, "axes")
-    done = sorted((t for t in trials if t.get("value") is not None), key=lambda t: value(t, "value"))
+    done = sorted(_full(trials), key=lambda t: value(t, "value"))
     if not done:
-        return page.missing("No trial has a score.")
+        return page.missing("No trial has a score at full effort.")
     low, high = value(done[0], "value"), value(done[-1], "value")
     names = [word(a, "name") for a in axes]
     step = (_WIDTH - 2 * _SIDE) / max(len(names), 1)

@@ -38,6 +38,8 @@ class Dask:
             raise SchedulerError(
                 "Dask: needs the package distributed; install rnnc[tune], or choose another scheduler"
             ) from None
+        if workers < 0:
+            raise SchedulerError(f"workers: is {workers}, must be 0 or more")
         if limit_s is not None and not limit_s > 0:
             raise SchedulerError(f"limit_s: is {limit_s}, must be above 0")
         self.limit_s = limit_s

@@ -5,7 +5,7 @@ stopped goes on with the same proposals.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -118,19 +118,29 @@ def lattice(count: int, dimensions: int, rng: np.random.Generator, skip: int = 0
     return (rng.random(dimensions) + np.arange(skip + 1, skip + count + 1)[:, None] * a) % 1.0
 
 
-def begin(space: Space, count: int, options: Bayes, seed: int) -> list[Configuration]:
-    """The first configurations, which the constraint allows; none that is equal to another, if there are others."""
-    if not options.quasi:
-        return space.sample(count, np.random.default_rng((seed, 0)))
+def begin(space: Space, count: int, options: Bayes, seed: int, taken: Collection[str] = ()) -> list[Configuration]:
+    """The first configurations, which the constraint allows; no two are equal, nor any to one that is taken (packed).
+
+    Fewer, where there are no others.
+    """
     found: dict[str, Configuration] = {}
-    for skip in range(0, 64 * count, count):
-        points = lattice(count, len(space.parameters), np.random.default_rng((seed, 0)), skip)
-        for configuration in space.at(points):
-            if space.allows(configuration):
-                found.setdefault(space.pack(configuration), configuration)
-        if len(found) >= min(count, space.count):
-            return list(found.values())[:count]
-    return [*found.values(), *space.sample(count - len(found), np.random.default_rng((seed, 1)))]
+
+    def add(configurations: Iterable[Configuration]) -> None:
+        for configuration in configurations:
+            if space.allows(configuration) and (packed := space.pack(configuration)) not in taken:
+                found.setdefault(packed, configuration)
+
+    wanted = min(count, space.count - len(taken))
+    for skip in range(0, 64 * count if options.quasi else 0, max(count, 1)):
+        add(space.at(lattice(count, len(space.parameters), np.random.default_rng((seed, 0)), skip)))
+        if len(found) >= wanted:
+            break
+    rng = np.random.default_rng((seed, int(options.quasi)))
+    for _ in range(64):
+        if len(found) >= wanted:
+            break
+        add(space.sample(count, rng))
+    return list(found.values())[:count]
 
 
 def warp(values: np.ndarray) -> np.ndarray:

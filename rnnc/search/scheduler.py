@@ -22,6 +22,7 @@ from rnnc.search.space import Configuration
 Score = Callable[[Configuration], Any]
 _READY = "ready"  # what a worker says once it has started; results come in a tuple
 GRACE_S = 2.0  # from asking a process to end to killing it
+STILLBORN = 3  # workers in a row that end before they begin: none can
 
 
 class SchedulerError(ValueError):
@@ -57,7 +58,7 @@ def guarded(score: Score, configuration: Configuration) -> Any:
     """
     try:
         return score(dict(configuration))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Failure(reason(error))
 
 
@@ -85,7 +86,8 @@ class Processes:
     """Processes of this machine, each started afresh; the objective must be importable by them.
 
     A worker whose objective outlasts the time limit is killed, one that dies is replaced; either costs what it was
-    computing and nothing else. Workers end when this process does, however it does.
+    computing and nothing else. Workers end when this process does, however it does; `multiprocessing` does not let
+    them have processes of their own.
 
     Args:
       workers: how many; 0: one for every core.
@@ -112,6 +114,7 @@ class Processes:
         self._context = multiprocessing.get_context(method)
         self._idle: list[_Worker] = []
         self._score: Score | None = None
+        self._stillborn = 0  # workers in a row that ended before they began
 
     def __enter__(self) -> "Processes":
         return self
@@ -138,6 +141,12 @@ class Processes:
                 for worker in _ended(busy):
                     busy.remove(worker)
                     configuration, result = worker.configuration, worker.result()
+                    self._stillborn = self._stillborn + 1 if worker.stillborn else 0
+                    if self._stillborn >= STILLBORN:
+                        raise SchedulerError(
+                            f"workers cannot start: {result.reason}, as they say above; the objective must be"
+                            " importable by them, and a script's own work stand under `if __name__ == '__main__':`"
+                        )
                     if worker.alive:
                         self._idle.append(worker)
                     yield configuration, result
@@ -168,7 +177,7 @@ class _Worker:
             ) from error
         finally:
             theirs.close()
-        self.alive, self.ready = True, False
+        self.alive, self.ready, self.stillborn = True, False, False
         self.configuration: Configuration = {}
         self.until = math.inf
 
@@ -202,17 +211,23 @@ class _Worker:
         """What came out of a worker that is ready; it may have died of it."""
         with contextlib.suppress(EOFError, OSError):
             while self.pipe.poll():
-                said = self.pipe.recv()
+                try:
+                    said = self.pipe.recv()
+                except (EOFError, OSError):
+                    raise
+                except Exception as error:
+                    return Failure(f"its result cannot be received: {reason(error)}")
                 if said != _READY:
                     return said[0]
+                self.ready = True
             if self.process.is_alive() and time.monotonic() >= self.until:
                 self.stop(at_once=True)
                 return Failure(f"ran past the time limit of {self.limit_s:g} s")
         self.process.join(GRACE_S)
         code = self.process.exitcode
         self.stop(at_once=True)
-        cause = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit status {code}"
-        return Failure(f"its process died: {cause}", lost=True)
+        self.stillborn = not self.ready and (code or 0) >= 0
+        return Failure(f"its process died: {_cause(code)}", lost=True)
 
     def stop(self, at_once: bool = False) -> None:
         self.alive = False
@@ -223,6 +238,13 @@ class _Worker:
         if self.process.is_alive():
             self.process.kill()
         self.process.join()
+
+
+def _cause(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"exit status {code}"
+    known = {s.value: s.name for s in signal.Signals}
+    return f"signal {known.get(-code, -code)}"
 
 
 def _ended(busy: list[_Worker]) -> list[_Worker]:

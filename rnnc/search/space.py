@@ -3,6 +3,7 @@
 A configuration is a dict from names, for instance dotted keys of a recipe, to values.
 """
 
+import contextlib
 import difflib
 import json
 import math
@@ -17,6 +18,7 @@ from rnnc.search.values import Choice, SpaceError, Uniform, Values, as_values, s
 
 Configuration = dict[str, Any]
 MOST_DRAWS = 100_000  # without one that meets the constraint
+ENOUGH_DRAWS = 20_000  # with one
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Space:
         return self.constraint is None or bool(self.constraint(dict(configuration)))
 
     def sample(self, count: int, rng: np.random.Generator) -> list[Configuration]:
-        """Draw configurations that the constraint allows.
+        """Draw configurations that the constraint allows; fewer where it allows few.
 
         Raises:
           SpaceError: none of `MOST_DRAWS` was allowed.
@@ -142,7 +144,7 @@ class Space:
             found += [c for c in batch if self.allows(c)]
             if not found and drawn >= MOST_DRAWS:
                 raise SpaceError(f"constraint: allows none of {drawn:,} configurations drawn, must allow some")
-            if drawn >= max(MOST_DRAWS, 1000 * count):
+            if found and drawn >= ENOUGH_DRAWS:
                 break
         return found[:count]
 
@@ -254,7 +256,7 @@ def _entry(entry: Any) -> Any:
         raise SpaceError(f"log: is {log!r}, must be true or false")
     if step is None:
         return Uniform(float(low), float(high), log=bool(log))  # type: ignore[arg-type]
-    if log or not all(isinstance(v, int) for v in (low, high, step)) or step < 1 or low > high:  # type: ignore[operator]
+    if log or not all(type(v) is int for v in (low, high, step)) or step < 1 or low > high:  # type: ignore[operator]
         raise SpaceError(f"is {entry!r}, must have integers low to high and a step from 1 on, without log")
     return range(low, high + 1, step)  # type: ignore[arg-type, operator]
 
@@ -270,11 +272,9 @@ def _named(name: str, make: Callable[[Any], Any], value: Any) -> Any:
 def _plain(value: Any, choices: Sequence[Any]) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
-    try:
-        if type(value) is not tuple and json.loads(json.dumps(value)) == value and not _marked(value):
+    with contextlib.suppress(TypeError, ValueError):
+        if same(json.loads(json.dumps(value)), value) and not _marked(value):
             return value
-    except (TypeError, ValueError):
-        pass
     return {"#": next(i for i, known in enumerate(choices) if same(known, value))}
 
 

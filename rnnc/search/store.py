@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 FORMAT = 1
+LOST = "#lost"  # in a failed trial's metrics: not the objective failed, but what computed it
+DEADLY = 5
 State = Literal["waiting", "running", "done", "failed"]
 _HELD: set[str] = set()  # files that this process controls; the operating system only keeps others out
 
@@ -100,7 +102,7 @@ class Store:
             Path(self.path).absolute().parent.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.path)
         try:
-            mode = "" if write or memory else "?mode=ro"
+            mode = "" if write or memory else _reading(self.path)
             uri = ":memory:" if memory else Path(self.path).absolute().as_uri() + mode
             self._base = sqlite3.connect(uri, uri=not memory, timeout=30, isolation_level=None)
             self._base.row_factory = sqlite3.Row
@@ -182,8 +184,21 @@ class Store:
         )
         return done.rowcount == 1
 
-    def reopen(self) -> int:
-        """Let trials that ran when their controller died wait again; how many."""
+    def reopen(self, blameless: bool = False) -> int:
+        """Let trials that ran when their controller ended wait again; how many.
+
+        One that ran in `DEADLY` controllers that died has failed, lest it kills them for ever. If it was not to blame
+        for the end, this start does not count.
+        """
+        if blameless:
+            return self._base.execute(
+                "UPDATE trials SET state = 'waiting', starts = starts - 1 WHERE state = 'running'"
+            ).rowcount
+        self._base.execute(
+            "UPDATE trials SET state = 'failed', reason = ?, metrics = ?, ended = ?"
+            " WHERE state = 'running' AND starts >= ?",
+            (f"its controller died {DEADLY} times while it ran", json.dumps({LOST: True}), time.time(), DEADLY),
+        )
         return self._base.execute("UPDATE trials SET state = 'waiting' WHERE state = 'running'").rowcount
 
     @contextlib.contextmanager
@@ -202,6 +217,12 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
+def _reading(path: str) -> str:
+    """How SQLite is to open a file that is only read; it needs a file beside it unless nothing is in its log."""
+    kept = Path(path + "-wal").exists() or os.access(Path(path).absolute().parent, os.W_OK)
+    return "?mode=ro" if kept else "?mode=ro&immutable=1"
+
+
 def _locked(path: str) -> int:
     """A lock beside the file that the operating system gives back when this process dies, however it does."""
     import fcntl
@@ -209,7 +230,10 @@ def _locked(path: str) -> int:
     name = os.path.realpath(path)
     if name in _HELD:
         raise _controlled(path, "this one")
-    lock = os.open(name + ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        lock = os.open(name + ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise StoreError(f"{name}.lock: {error.strerror}, must be a place to write to") from None
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,8 +1,10 @@
 """A study in progress: what is in the store, what follows from it, and what the scheduler makes of that."""
 
+import contextlib
 import dataclasses
 import json
 import math
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -12,11 +14,11 @@ import numpy as np
 
 from rnnc.search import propose
 from rnnc.search.propose import Bayes, Known
-from rnnc.search.scheduler import Failure, Scheduler, Score
+from rnnc.search.scheduler import Failure, Scheduler, SchedulerError, Score
 from rnnc.search.settings import Outcome, Result, Settings, TuneError
 from rnnc.search.space import Configuration, Space
-from rnnc.search.store import Store, StoreError, Trial
-from rnnc.search.values import SpaceError
+from rnnc.search.store import LOST, Store, StoreError, Trial
+from rnnc.search.values import SpaceError, same
 
 SPACE = "space"  # the key under which a configuration names its space, where there are several
 FRUITLESS = 3  # batches in a row of which no result came back: the scheduler is broken
@@ -51,8 +53,10 @@ class Study:
         self, resume: bool, known: Sequence[tuple[Configuration, float]] = (), first: Sequence[Configuration] = ()
     ) -> None:
         """Begin the study, or take up the one in the store."""
-        mine = json.dumps(self._describe(), sort_keys=True)
         before = self.store.note("study")
+        if before is not None and not self.settings.batch:  # there may be other workers now
+            self._batch = int(json.loads(before)["batch"])
+        mine = json.dumps(self._describe(), sort_keys=True)
         if before is None:
             return self.store.add(self._first(known, first), {"study": mine})
         if not resume:
@@ -65,6 +69,14 @@ class Study:
 
     def run(self) -> Result:
         """Search until the trials are used up, or something else ends it."""
+        try:
+            return self._run()
+        except BaseException:  # Ctrl-C, too: not what runs is to blame
+            with contextlib.suppress(sqlite3.Error):
+                self.store.reopen(blameless=True)
+            raise
+
+    def _run(self) -> Result:
         fruitless = 0
         while self._extend():
             before = self._ended
@@ -108,10 +120,15 @@ class Study:
     def _first(self, known: Sequence[tuple[Configuration, float]], first: Sequence[Configuration]) -> list[Trial]:
         """What is known, what is to be tried first, and the first of our own."""
         trials: list[Trial] = []
+        taken: dict[str, set[str]] = {name: set() for name in self.spaces}
 
         def note(configuration: Configuration, origin: str, **more: Any) -> None:
             name, own = self._split(configuration)
-            packed = self.spaces[name].pack(self.spaces[name].check(own))
+            checked = self.spaces[name].check(own)
+            if origin == "first" and not self.spaces[name].allows(checked):
+                raise SpaceError(f"first: holds {dict(configuration)}, which the constraint does not allow")
+            packed = self.spaces[name].pack(checked)
+            taken[name].add(packed)
             number, batch = len(trials), 0 if origin != "known" else -1
             level = self._levels[0] if origin != "known" else 1.0
             trials.append(
@@ -128,7 +145,7 @@ class Study:
         share = max(0, min(bayes.start, self.settings.trials) - len(trials))
         for i, (name, space) in enumerate(self.spaces.items()):
             count = -(-share // len(self.spaces))
-            for configuration in propose.begin(space, count, bayes, self.settings.seed + i) if count else ():
+            for configuration in propose.begin(space, count, bayes, self.settings.seed + i, taken[name]):
                 note({SPACE: name, **configuration} if len(self.spaces) > 1 else configuration, "start")
         return trials[: sum(t.origin == "known" for t in trials) + self.settings.trials]
 
@@ -157,12 +174,12 @@ class Study:
             return False
         if self._stop is not None and self._stop(self.result()):
             return False
-        new = (self._promoted(trials) or self._proposed(trials))[:room]
+        new = self._promoted(trials, room) or self._proposed(trials)[:room]
         self.store.add(new)
         return bool(new)
 
-    def _promoted(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The best of a level that has ended, at the next one."""
+    def _promoted(self, trials: Sequence[Trial], room: int) -> list[Trial]:
+        """The best of a level that has ended, at the next one; no more than there is room for."""
         if not self.settings.halving or not trials:
             return []
         batch = max(t.batch for t in trials)
@@ -171,7 +188,7 @@ class Study:
         done = [t for t in here if t.state == "done"]
         if level >= 1 or not done:
             return []
-        kept = max(1, round(self.settings.halving.keep * len(here)))
+        kept = min(room, max(1, round(self.settings.halving.keep * len(here))))
         best = sorted(done, key=lambda t: (-self._good(t), t.number))[:kept]
         above = self._levels[self._levels.index(level) + 1]
         return [
@@ -202,8 +219,8 @@ class Study:
         """What the trials tell of a space."""
         own = [t for t in trials if t.space == name]
         done = [t for t in own if t.state == "done"]
-        lost = [t for t in own if t.state == "failed" and t.metrics.get("lost")]
-        failed = [t for t in own if t.state == "failed" and not t.metrics.get("lost")]
+        lost = [t for t in own if t.state == "failed" and t.metrics.get(LOST)]
+        failed = [t for t in own if t.state == "failed" and not t.metrics.get(LOST)]
         unpack = self.spaces[name].unpack
         return Known(
             tried=[unpack(t.configuration) for t in done],
@@ -234,7 +251,7 @@ class Study:
         """What the scheduler gives; if it raises, what it had been given has failed."""
         try:
             yield from self.scheduler(self.score, self._feed())
-        except ValueError:  # it cannot work at all, and says why
+        except (SchedulerError, SpaceError, StoreError, TuneError, sqlite3.Error):  # nothing can work
             raise
         except Exception as error:
             for number in list(self._running):
@@ -253,11 +270,11 @@ class Study:
 
     def _record(self, configuration: Configuration, result: Any) -> None:
         """Enter what came back for a configuration; what nobody waits for is left alone."""
-        same = [n for n, (_, c) in self._running.items() if c is configuration]
-        same = same or [n for n, (_, c) in self._running.items() if c == configuration]
-        if same:
+        found = [n for n, (_, c) in self._running.items() if c is configuration]
+        found = found or [n for n, (_, c) in self._running.items() if _equal(c, configuration)]
+        if found:
             self._ended += 1
-            self._finish(same[0], result)
+            self._finish(found[0], result)
 
     def _finish(self, number: int, result: Any) -> None:
         trial, configuration = self._running.pop(number)
@@ -271,7 +288,7 @@ class Study:
     def _judged(self, result: Any) -> tuple[float | None, dict[str, Any], str]:
         """Value, metrics and reason of a result."""
         if isinstance(result, Failure):
-            return None, {"lost": True} if result.lost else {}, result.reason
+            return None, {LOST: True} if result.lost else {}, result.reason
         metrics = dict(result) if isinstance(result, Mapping) else {}
         if isinstance(result, Mapping):
             if self.settings.metric not in result:
@@ -300,6 +317,10 @@ def as_spaces(given: Spaces) -> dict[str, Space]:
                 raise SpaceError(f"{name}: has a parameter {SPACE!r}, must have none: that key names the space")
         return dict(given)
     return {"": Space(given)}
+
+
+def _equal(a: Configuration, b: Mapping[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(same(value, b[name]) for name, value in a.items())
 
 
 def _fresh(trial: Trial) -> Trial:

@@ -196,7 +196,7 @@ class Distribution:
     def __init__(self, distribution: Any):
         self.distribution = distribution
         self.quantiles = hasattr(distribution, "ppf") and hasattr(distribution, "cdf")
-        kind = getattr(distribution, "dist", None)
+        kind = getattr(distribution, "dist", distribution)
         self.discrete = hasattr(kind, "pmf") and self.quantiles and not hasattr(kind, "pdf")
         self.table = [] if self.quantiles else _table(distribution)
         self.scalar = self.quantiles or all(isinstance(v, int | float) for v in self.table)
@@ -246,7 +246,8 @@ class Distribution:
     def describe(self) -> Any:
         name = getattr(getattr(self.distribution, "dist", None), "name", type(self.distribution).__qualname__)
         given = (getattr(self.distribution, "args", ()), getattr(self.distribution, "kwds", {}))
-        return ["distribution", name, told(given), told(self.table[:8])]
+        drawn = self.table[:8] if self.table else [f"{v:.6g}" for v in self.at(np.linspace(0.05, 0.95, 7))]
+        return ["distribution", name, told(given), told(drawn)]
 
 
 def loguniform(loc: float, scale: float) -> Uniform:
@@ -271,7 +272,7 @@ def as_values(given: Any) -> Values:
     if isinstance(given, range):
         return Ordered(given)
     if isinstance(given, list | tuple):
-        return Choice(tuple(given))
+        return Choice(tuple(v.item() if isinstance(v, np.generic) else v for v in given))
     if isinstance(given, np.ndarray):
         return Choice(tuple(given.tolist()))
     if callable(getattr(given, "rvs", None)):
