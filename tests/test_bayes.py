@@ -1,6 +1,7 @@
 """R-SBL: its moments by quadrature, its E-steps by explicit matrices and integrals, its loop by planted problems."""
 
 import itertools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -311,6 +312,16 @@ BAD = {
     "tolerance: is -1": dict(tolerance=-1.0),
     "iterations: is 0": dict(iterations=0),
     "batch: is 0": dict(batch=0),
+    "batch: is 2.5": dict(batch=2.5),
+    "dtype: is .*float16": dict(dtype=np.float16),
+    "dtype: is .*int": dict(dtype=int),
+    "estep: is 'diagonal', must be an object": dict(estep="diagonal"),
+    "estep: is .*class.*, must be an object": dict(estep=Diagonal),
+    r"prior: is 'flat', must be an object of a member, such as Flat\(\)": dict(prior="flat"),
+    "sigma2: must be above 0, and above 2e-14": dict(sigma2=1e-16),
+    "sigma2: must be above 0, and above 1e-05 of .* float32": dict(sigma2=1e-6, dtype=np.float32),
+    "phi: its columns and y are of sizes too far apart": dict(phi=1e200 * np.eye(2)),
+    "phi: its columns and y .* float32": dict(phi=1e-25 * np.eye(2), dtype=np.float32),
 }
 
 
@@ -386,7 +397,7 @@ def test_a_samplers_late_steps_are_averaged(doubles):
         state=estep.start(y, gamma),
         key=jax.random.key(0),
     )
-    settings, limits = rsbl._Settings(estep, Flat(), False, False), rsbl._Limits(0.0, 0.0, 10)
+    settings, limits = rsbl._Settings(estep, Flat(), False, False), rsbl._Limits(0.0, 0.0, 10, 12)
     new = rsbl._step(settings, limits, phi, y, jnp.ones(20), old)
     found, _ = estep.run(phi, y, gamma, old.sigma2, old.state, jax.random.fold_in(old.key, 7))
     np.testing.assert_allclose(new.x, 1 + (found.mean - 1) / 3, rtol=1e-12)  # 5 and 6 came before
@@ -405,6 +416,73 @@ def test_atoms_below_the_share_are_dropped():
 def test_numbers_whose_squares_leave_the_range_are_refused(y, dtype):
     with pytest.raises(ValueError, match="y: its squares leave the range of float"):
         rsbl.fit(np.eye(2), np.array(y), sigma2=1e-3, dtype=dtype)
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1e100, np.float64), (1e-100, np.float64), (1e15, np.float32)])
+def test_columns_of_any_size_give_the_same_fit(size, dtype):
+    """Squares of columns may leave the range; what is found only follows their size."""
+    (phi,), _, (y,) = planted(3, 12, 20, 3)
+    options = {"sigma2": 1e-4, "dtype": dtype, "prune": 1e-4}
+    one, other = rsbl.fit(phi, y, **options), rsbl.fit(size * phi, y, **options)
+    np.testing.assert_allclose(size * other.x, one.x, rtol=1e-3, atol=1e-3)  # steps to converge may differ
+    assert np.sum(one.x > 0.1) == 3
+
+
+@dataclass(frozen=True)
+class Breaks(Diagonal):
+    """Gives NaN for y that begins above 0, once atoms were dropped."""
+
+    def run(self, phi, y, gamma, sigma2, state, key):
+        found, state = super().run(phi, y, gamma, sigma2, state, key)
+        return found._replace(mean=jnp.where((y[0] > 0) & (gamma.min() == 0), jnp.nan, found.mean)), state
+
+
+def test_one_that_diverged_keeps_its_last_finite_x():
+    (phi,), _, (y,) = planted(3, 12, 20, 3)
+    y = y * np.sign(y[0])
+    options = {"sigma2": 1e-4, "estep": Breaks()}
+    both = rsbl.fit(phi * np.ones((2, 1, 1)) * np.array([[[1]], [[-1]]]), np.stack([y, -y]), **options)
+    assert both.converged.tolist() == [False, True]
+    whole = rsbl.fit(phi, y, sigma2=1e-4, iterations=int(both.iterations[0]) + 1)
+    before = rsbl.fit(phi, y, sigma2=1e-4, iterations=int(both.iterations[0]))
+    np.testing.assert_allclose(both.x[0], before.x, rtol=1e-9, atol=1e-12)
+    assert np.any(whole.x != before.x), "it broke on the way"
+    assert both.x[0].max() > 0.1
+    np.testing.assert_allclose(both.x[1], rsbl.fit(phi, y, sigma2=1e-4).x, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("estep", [Gaussian(), Diagonal(), AMP(), MCMC(sweeps=4, burn=1)], ids=repr)
+@pytest.mark.parametrize("known", [True, False])
+def test_tall_problems_are_solved_in_few_rows(estep, known, monkeypatch):
+    rng = np.random.default_rng(0)
+    phi, x = rng.standard_normal((60, 5)), np.array([0.0, 1.0, 0.0, 2.0, 0.5])
+    y = phi @ x + 0.1 * rng.standard_normal(60)
+    options = {"estep": estep, "sigma2": 0.01 if known else None, "iterations": 60}
+    short = rsbl.fit(phi, y, **options)
+    monkeypatch.setattr(rsbl, "_shortened", lambda *given: given)
+    whole = rsbl.fit(phi, y, **options)
+    loose = 0.02 if estep.stochastic or estep.rotated else 1e-6  # draws and messages are others in other rows
+    np.testing.assert_allclose(short.x, whole.x, rtol=loose, atol=loose)
+    np.testing.assert_allclose(short.sigma2, whole.sigma2, rtol=max(loose, 1e-6))
+    np.testing.assert_allclose(short.objective, whole.objective, rtol=max(loose, 1e-6))
+
+
+def test_the_lowest_draw_is_finite(monkeypatch):
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype, minval: jnp.full(shape, minval, dtype))
+    means = jnp.linspace(-8, 8, 65, dtype=jnp.float32)
+    assert bool(jnp.isfinite(moments.draw(jax.random.key(0), means, jnp.ones_like(means))).all())
+
+
+def test_learning_the_noise_of_plain_sbl_raises_the_evidence(doubles):
+    """EM over gamma and sigma2 together, where the E-step is exact: the explicit -2 log p(y) never rises."""
+    (phi,), _, (y,) = planted(5, 10, 16, 3, sigma=0.3)
+    before = np.inf
+    for count in range(1, 30):
+        found = rsbl.fit(phi, y, estep=Gaussian(), iterations=count, prune=0.0, tolerance=0.0)
+        s = found.sigma2 * np.eye(10) + (phi * found.gamma) @ phi.T
+        cost = np.linalg.slogdet(s)[1] + y @ np.linalg.solve(s, y)
+        assert cost <= before + 1e-9
+        before = cost
 
 
 def test_no_problems_are_refused():

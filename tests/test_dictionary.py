@@ -88,6 +88,44 @@ def test_the_signal_gives_atoms_of_its_own_noise(rng):
     assert gains[::3].mean() > 0.4
 
 
+@pytest.mark.parametrize("power", [0.3, 0.5, 1.0])
+def test_gains_are_of_magnitudes_whatever_the_compression(power, rng):
+    """Levels are compressed, gains are not: with one atom each of speech and noise, the explicit ratio."""
+    sound = Sound(power=power, bands=Bands(count=8))
+    phi = np.abs(rng.standard_normal((8, 2))).astype(np.float32) + 0.1
+    phi /= np.linalg.norm(phi, axis=0)
+    x = rng.random((20, 2)).astype(np.float32) + 0.1
+    method = Additive(speech=phi[:, :1], noise=phi[:, 1:], code=lambda *_: x, own=0, noise_weight=2.0)
+    s, n = ((x[:, i : i + 1] @ phi[:, i : i + 1].T).astype(np.float64) ** (1 / power) for i in (0, 1))
+    np.testing.assert_allclose(method.gains(sound, x @ phi.T), s / (s + 2 * n), rtol=1e-3)
+
+
+@pytest.mark.parametrize("power", [0.3, 1.0])
+def test_what_is_foretold_is_compressed(power, rng, monkeypatch):
+    noisy, clean = rng.random((10, 8)).astype(np.float32) + 1, rng.random((10, 8)).astype(np.float32)
+    monkeypatch.setattr(dictionaries.msbdl, "transform", lambda *_: None)
+    monkeypatch.setattr(dictionaries.foretell, "foretold", lambda *_: clean)
+    method = dictionaries.Paired(None, None, (np.zeros(8), np.zeros(8)), strength=0.7)
+    found = method.gains(Sound(power=power, bands=Bands(count=8)), noisy)
+    np.testing.assert_allclose(found, ((clean / noisy) ** (1 / power)) ** 0.7, rtol=1e-5)
+
+
+def test_digital_silence_tells_nothing_of_the_noise(rng):
+    """A signal after zeros is denoised as it is alone; a tail that dies away breaks nothing."""
+    phi, sound = _columns(rng, 64, 5), Sound()
+    levels = (
+        np.where(np.arange(60)[:, None] % 3 == 0, rng.random((60, 4)) @ phi[:, :4].T, 0) + 0.2 * phi[:, 4]
+    ).astype("f4")
+    padded = np.concatenate([np.zeros((90, 64), np.float32), levels, np.full((5, 64), 1e-18, np.float32)])
+    for coder in CODERS.values():
+        method = Additive(speech=phi[:, :4], noise=phi[:, :0], code=coder, own=2)
+        alone, after = method.gains(sound, levels), method.gains(sound, padded)
+        np.testing.assert_allclose(after[90:150], alone, atol=1e-3)
+        assert np.isfinite(after).all()
+    np.testing.assert_array_equal(dictionaries.quietest(padded, 0.3), dictionaries.quietest(levels, 0.3))
+    assert not dictionaries.quietest(np.zeros((4, 8)), 0.5).any()
+
+
 def test_a_clean_frame_is_foretold(rng):
     sound = Sound(power=1.0, bands=Bands(count=16))
     clean = rng.random((400, 3)) @ _columns(rng, 16, 3).T
@@ -147,6 +185,7 @@ def test_the_recipe_scores_all_methods_and_goes_on(tmp_path, monkeypatch, capsys
     ("key", "message"),
     [
         ('methods=["ica"]', "ica"),
+        ("methods=[]", "methods: is empty"),
         ("frames=1", "frames"),
         ("parts.own=0", "noise, own"),
         ("parts.quiet_share=0.0", "quiet_share"),

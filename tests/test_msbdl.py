@@ -461,3 +461,50 @@ def test_hidden_numbers_are_scored_by_the_conditional_normal():
             wanted.append((row[hidden] - gain @ row[seen]) ** 2 / v + np.log(v))
         got = float(review.hidden_loss(d, jnp.asarray(0.1), y, KEY))
         assert got == pytest.approx(float(np.mean(wanted)), rel=1e-8)
+
+
+@pytest.mark.parametrize("atoms", [(12,), (12, 12)])
+def test_noise_may_fall_as_far_as_single_precision_bears(atoms):
+    planted = plant(0, atoms=(12, 12), size=20, samples=200, on=3, snr_db=30)
+    given = planted.views[: len(atoms)]
+    config = Msbdl(atoms=atoms, sweeps=60, anneal=0.85, noise_share=(0.0,) * len(atoms))
+    state = msbdl.fit(config, given, msbdl.start(config, given, jax.random.key(0)))
+    assert all(np.isfinite(a).all() for a in codes.arrays(state).values() if a.dtype.kind == "f")
+    np.testing.assert_allclose(20 * state.noise, 100 * np.finfo(np.float32).eps, rtol=1e-5)
+
+
+def test_a_posterior_that_is_not_finite_is_told(monkeypatch):
+    monkeypatch.setattr(msbdl, "_least", lambda dtype: 1e-9)
+    given = plant(0, atoms=(12, 12), size=20, samples=200, on=3, snr_db=30).views
+    config = Msbdl(atoms=(12, 12), sweeps=60, anneal=0.85, noise_share=(0.0, 0.0))
+    with pytest.raises(ValueError, match="noise_share: the posterior is not finite"):
+        msbdl.fit(config, given, msbdl.start(config, given, jax.random.key(0)))
+
+
+def test_views_are_taken_in_the_precision_of_the_model():
+    given = plant(0, atoms=(6, 6), size=20, samples=80, on=2).views
+    config = Msbdl(atoms=[6, 6], sweeps=3, noise_share=[0.1, 0.1])
+    state = msbdl.fit(config, given, msbdl.start(config, given, jax.random.key(0)), until=2)
+    wide = [y.astype(np.float64) for y in given]
+    with jax.enable_x64(True):
+        found = msbdl.transform(state.model(), [wide[0], None])
+        more = msbdl.fit(config, wide, state)
+    np.testing.assert_array_equal(found.gamma, msbdl.transform(state.model(), [given[0], None]).gamma)
+    np.testing.assert_array_equal(more.gamma, msbdl.fit(config, given, state).gamma)
+
+
+def test_numbers_that_single_precision_cannot_hold_are_refused():
+    with pytest.raises(ValueError, match=r"views\[0\]: holds NaN, infinity or what float32 cannot hold"):
+        codes.checked([np.full((3, 4), 1e39)], [2])
+
+
+def test_decay_pulls_the_classifier():
+    """At the optimum of mean cross entropy + decay |W|^2 / 2 its slope is nothing, by the explicit formula."""
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((60, 3)).astype(np.float32), rng.integers(0, 2, 60)
+    weight, bias = (np.asarray(a) for a in task.linear(jnp.asarray(x), labels, 2, 0.1, steps=3000))
+    scores = x @ weight + bias
+    share = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    slope = x.T @ (share - np.eye(2)[labels]) / 60 + 0.1 * weight
+    np.testing.assert_allclose(slope, 0, atol=1e-4)
+    assert np.abs(0.1 * weight).max() > 1e-3

@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason='scikit-learn comes with "rnnc[demo]"')
 
+from rnnc.bayes import rsbl
 from rnnc.recipes import sparse_recovery as study
 
 
@@ -49,6 +50,26 @@ def test_the_lasso_stops_at_the_noise():
     left = np.sum((given.y[0] - given.phi[0] @ x) ** 2)
     bound = 40 * given.sigma2[0]
     assert 0.5 * bound < left <= bound  # the next point of the path, 20 % further, is within
+
+
+def test_r_sbl_beats_least_squares_where_it_is_hard():
+    """20 of 100 numbers from 40, at 20 dB: what the recipe runs, in single precision, against NNLS and cut SBL."""
+    given = study.draw("gaussian", 40, 100, 16, 20.0, [(3, i) for i in range(40)])
+    found = {
+        name: study.errors(study.METHODS[name](given), given.x) for name in ("diagonal", "amp", "nnls", "sbl-clip")
+    }
+    for name in ("diagonal", "amp"):
+        for rival in ("nnls", "sbl-clip"):
+            assert np.mean(found[name][0]) < 0.8 * np.mean(found[rival][0]), (name, rival)
+            assert np.mean(found[name][1]) < np.mean(found[rival][1]), (name, rival)
+    exact = rsbl.fit(given.phi, given.y, sigma2=given.sigma2, iterations=200, tolerance=1e-4).x
+    assert np.mean(study.errors(exact, given.x)[0]) == pytest.approx(np.mean(found["diagonal"][0]), rel=0.05)
+
+
+def test_a_cell_is_measured_once(tmp_path):
+    words = ["--trials", "2", "--size", "20", "30", "--design", "gaussian", "--method", "nnls", "--out", str(tmp_path)]
+    assert study.main([*words, "--k", "2", "2", "--snr-db", "20", "20.0"]) == 0
+    assert len(json.loads((tmp_path / "result.json").read_text())["rows"]) == 1
 
 
 def test_a_run_writes_rows_and_goes_on(tmp_path, capsys):

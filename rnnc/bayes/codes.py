@@ -119,7 +119,7 @@ def fitting(model: Model, views: Sequence[ArrayLike | None], some: bool = False)
     for j, (y, d) in enumerate(zip(found, model.dictionaries)):
         if y is not None and y.shape[1] != len(d):
             raise ValueError(f"views[{j}]: has {y.shape[1]} numbers a sample, must have {len(d)}")
-    return found
+    return [None if y is None else y.astype(d.dtype) for y, d in zip(found, model.dictionaries)]
 
 
 def checked(views: Sequence[ArrayLike | None], atoms: Sequence[int], some: bool = False) -> list[Any]:
@@ -135,10 +135,13 @@ def checked(views: Sequence[ArrayLike | None], atoms: Sequence[int], some: bool 
             raise ValueError(f"views[{j}]: is {y.dtype} {list(y.shape)}, must be real numbers [samples, size]")
         if len(y) != len(there[0][1]):
             raise ValueError(f"views[{j}]: has {len(y)} samples, must have {len(there[0][1])} like the first")
-        if not np.all(np.isfinite(y)):
-            raise ValueError(f"views[{j}]: holds NaN or infinity, must be finite")
         if not some and not np.any(y):
             raise ValueError(f"views[{j}]: is silent, must hold a sample that is not zero")
     wide = np.result_type(np.float32, *(y.dtype for _, y in there if y.dtype.kind == "f"))
     dtype = jax.dtypes.canonicalize_dtype(wide)
-    return [None if y is None else y.astype(dtype) for y in found]
+    with np.errstate(over="ignore"):
+        found = [None if y is None else y.astype(dtype) for y in found]
+    for j, y in enumerate(found):
+        if y is not None and not np.all(np.isfinite(y)):
+            raise ValueError(f"views[{j}]: holds NaN, infinity or what {dtype} cannot hold, must be finite")
+    return found

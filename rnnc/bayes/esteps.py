@@ -219,8 +219,8 @@ class AMP(EStep):
       damping: share of the old messages that is kept; 0 or more and below 1.
 
     Ours: A = U^T Phi, with U of Phi's singular vectors, so that designs that are not like independent ones do not
-    make it diverge; the damping; and the objective, |y - Phi x|^2 / sigma2 + sum log gamma over the atoms that are on,
-    which needs no matrix and is no bound of anything.
+    make it diverge; the damping; and the objective, |y - Phi x|^2 / sigma2 + N log sigma2 + sum log gamma over the
+    atoms that are on, which needs no matrix and is no bound of anything.
     """
 
     rounds: int = 5
@@ -262,7 +262,7 @@ class AMP(EStep):
         x, tx, s, mean, second, mode = lax.fori_loop(0, self.rounds, turn, (x, tx, state.rows[0], zero, zero, zero))
         tp, left = square @ tx, _energy(phi, y, mean)
         residual = left + jnp.sum(tp * sigma2 / (tp + sigma2))
-        objective = left / sigma2 + jnp.sum(jnp.where(on, jnp.log(prior), 0))
+        objective = left / sigma2 + len(y) * jnp.log(sigma2) + jnp.sum(jnp.where(on, jnp.log(prior), 0))
         return Estimate(mean, mode, second, residual, objective), State(columns=(x, tx), rows=(s,))
 
 

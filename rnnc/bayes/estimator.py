@@ -1,10 +1,12 @@
 """R-SBL as an estimator of scikit-learn, which must be installed: `pip install "rnnc[demo]"`."""
 
+import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from rnnc.bayes import rsbl
@@ -22,7 +24,8 @@ class RectifiedSBL(MultiOutputMixin, RegressorMixin, BaseEstimator):
       point, prune, tolerance, iterations: as for `rsbl.fit`.
       random_state: an integer, the seed of a sampler.
 
-    After `fit`, coef_ [M] or [targets, M], gamma_ of the same shape, sigma2_ and n_iter_.
+    After `fit`, coef_ [M] or [targets, M], gamma_ of the same shape, sigma2_ and n_iter_. A ConvergenceWarning says
+    that a target needs more iterations, or has failed.
 
     >>> X = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     >>> RectifiedSBL(sigma2=1e-4, point="mode").fit(X, X @ [0.0, 2.0]).coef_.round(2).tolist()
@@ -68,6 +71,10 @@ class RectifiedSBL(MultiOutputMixin, RegressorMixin, BaseEstimator):
             iterations=self.iterations,
             seed=self.random_state or 0,
         )
+        if not found.converged.all() and not getattr(self.estep, "stochastic", self.estep == "mcmc"):
+            left = np.sum(~found.converged)
+            text = f"RectifiedSBL: {left} of {found.converged.size} targets did not converge; see iterations, sigma2"
+            warnings.warn(text, ConvergenceWarning, stacklevel=2)
         self.coef_, self.gamma_ = found.x, found.gamma
         self.sigma2_, self.n_iter_ = found.sigma2, int(found.iterations.max())
         return self

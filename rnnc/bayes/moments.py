@@ -65,7 +65,7 @@ def draw(key: Array, mu: Array, s: Array) -> Array:
     (True, True)
     """
     a = -mu / s
-    u = jax.random.uniform(key, jnp.shape(a), a.dtype, minval=jnp.finfo(a.dtype).tiny)
+    u = jax.random.uniform(key, jnp.shape(a), a.dtype, minval=jnp.finfo(a.dtype).eps / 2)  # u Q(a) is no denormal
     near = jnp.minimum(a, FAR)
     far, log_u = jnp.maximum(a, FAR), jnp.log(u)
     z = jnp.sqrt(far**2 - 2 * log_u)

@@ -31,7 +31,7 @@ from rnnc.bayes.coupled import SMALLEST_GAMMA, Owner, group_mean, in_turn, owner
 from rnnc.bayes.review import HIDDEN, hidden_loss, pairing
 
 Array = jax.Array
-SMALLEST_NOISE = 1e-6  # of a view's energy
+SMALLEST_NOISE = 1e-6  # of a view's energy, in doubles; in single precision what Cholesky factors bear
 REVIEWED = 512  # samples that a pairing looks at; half of them have numbers hidden
 
 
@@ -72,6 +72,9 @@ class Msbdl:
     norm: Literal["unit", "root"] = "unit"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "atoms", tuple(self.atoms))
+        if self.noise_share is not None:
+            object.__setattr__(self, "noise_share", tuple(self.noise_share))
         if not self.atoms or any(count < 1 for count in self.atoms):
             raise ValueError(f"atoms: is {list(self.atoms)}, must hold one number for each view, each 1 or more")
         for name, least in (("sweeps", 1), ("batch", 0), ("review_every", 0)):
@@ -159,7 +162,7 @@ def start(config: Msbdl, views: Sequence[ArrayLike], key: Array) -> State:
     dtype = given[0].dtype
     sizes = np.array([y.shape[1] for y in given])
     fall = config.anneal ** (2 * config.review_every)
-    level = np.maximum(fall if config.noise_share is None else config.noise_share, SMALLEST_NOISE)
+    level = np.maximum(fall if config.noise_share is None else config.noise_share, _least(dtype))
     return State(
         dictionaries=tuple(jnp.asarray(d / np.linalg.norm(d, axis=0), dtype) for d in atoms),
         noise=jnp.asarray(1 / sizes, dtype),
@@ -172,6 +175,10 @@ def start(config: Msbdl, views: Sequence[ArrayLike], key: Array) -> State:
         sweep=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(key),
     )
+
+
+def _least(dtype: Any) -> float:
+    return max(SMALLEST_NOISE, 100 * float(jnp.finfo(dtype).eps))
 
 
 def _rank(owner: Owner) -> np.ndarray:
@@ -208,14 +215,21 @@ def fit(config: Msbdl, views: Sequence[ArrayLike], state: State, until: int | No
             f"state: is of {len(state.gamma)} samples and dictionaries {[list(d.shape) for d in state.dictionaries]}; "
             f"the views and the configuration have {len(given[0])} and {[list(shape) for shape in shapes]}"
         )
-    ready = tuple(jnp.asarray(y) / s for y, s in zip(given, state.scale))
+    ready = tuple(jnp.asarray(y.astype(s.dtype)) / s for y, s in zip(given, state.scale))
     for sweep in range(int(state.sweep), config.sweeps if until is None else until):
         if config.review_every and sweep and sweep % config.review_every == 0:
             state = _review(config, ready, state)
         done = state.cost  # apart: its shape grows, and one program serves all sweeps
         state = _sweep(config, ready, dataclasses.replace(state, cost=state.cost[:0]))
         state = dataclasses.replace(state, cost=jnp.concatenate([done, state.cost]))
+    _check(state)
     return jax.block_until_ready(state)  # what comes next may factor, too; see `in_turn`
+
+
+def _check(state: State) -> None:
+    bad = np.flatnonzero(~np.isfinite(np.asarray(state.cost)))
+    if len(bad):
+        raise ValueError(f"noise_share: the posterior is not finite from sweep {bad[0]} on; it must be larger")
 
 
 @partial(jax.jit, static_argnames="config")
@@ -285,13 +299,15 @@ def updated(cross: Array, square: Array, old: Array) -> Array:
 
 def _review(config: Msbdl, views: tuple[Array, ...], state: State) -> State:
     """Pair the atoms of the views, and let the noise fall on where that foretells hidden numbers better."""
+    _check(state)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), -1 - state.sweep)
     rows = jax.random.permutation(key, len(state.gamma))[:REVIEWED]
     some = tuple(y[rows] for y in views)
     if config.noise_share is None:
         fall = config.anneal ** (2 * config.review_every)
         lower = jnp.maximum(
-            state.noise * fall, SMALLEST_NOISE / jnp.asarray([y.shape[1] for y in views], state.noise.dtype)
+            state.noise * fall,
+            _least(state.noise.dtype) / jnp.asarray([y.shape[1] for y in views], state.noise.dtype),
         )
         better = [
             float(hidden_loss(d, n, y[: REVIEWED // 2], key)) <= float(hidden_loss(d, old, y[: REVIEWED // 2], key))

@@ -58,6 +58,7 @@ class _Limits(NamedTuple):
     prune: float
     tolerance: float
     iterations: int
+    rows: int  # of phi as it was given
 
 
 class _Carry(NamedTuple):
@@ -111,7 +112,8 @@ def fit(
     Args:
       phi: [N, M] the design, for all problems, or [..., N, M], one for each. A column of zeros is dropped.
       y: [..., N], any number of right-hand sides; one that is all 0 gives x = 0.
-      sigma2: variance of v, above 0, for all or [...]; None: learnt. Of noiseless data about 1e-6 of the mean of y^2.
+      sigma2: variance of v, for all or [...]; None: learnt. Of noiseless data about 1e-6 of the mean of y^2; not below
+        100 eps of it, with the eps of `dtype`.
       estep: `esteps.Diagonal`, `LMMSE`, `MCMC`, `AMP`, or for comparison `Gaussian`, which is ordinary SBL.
       prior: `priors.Flat`, `Laplace` or `StudentT`.
       gamma: [..., M] where to begin, 0 for an atom that is off; None: all alike. Of the last frame, for instance.
@@ -137,18 +139,22 @@ def fit(
     and that problems and atoms that are done with leave the batch. Recalled: pruning (there from 1e-6 on),
     stopping, and the mean as the paper's estimate.
     """
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"dtype: is {dtype!r}, must be np.float32 or np.float64")
+    for name, member, kind, kind_like in (("estep", estep, EStep, Diagonal()), ("prior", prior, Prior, Flat())):
+        if not isinstance(member, kind):
+            raise ValueError(f"{name}: is {member!r}, must be an object of a member, such as {kind_like}")
     if point not in ("mean", "mode"):
         raise ValueError(f"point: is {point!r}, must be 'mean' or 'mode'")
     for name, value, good, allowed in (
         ("prune", prune, 0 <= prune < 1, "0 or more and below 1"),
         ("tolerance", tolerance, tolerance >= 0, "0 or more"),
         ("iterations", iterations, iterations >= 1, "1 or more"),
-        ("batch", batch, batch >= 1, "1 or more"),
+        ("batch", batch, batch >= 1 and batch == int(batch), "a whole number from 1 on"),
     ):
         if not good:
             raise ValueError(f"{name}: is {value}, must be {allowed}")
     settings = _Settings(estep, prior, sigma2 is None, point == "mode")
-    limits = _Limits(prune, tolerance, iterations)
     designs, targets, shape = _problems(phi, y, dtype)
     (count, n), m = targets.shape, designs.shape[-1]
     with np.errstate(over="ignore", under="ignore"):
@@ -156,13 +162,23 @@ def fit(
     if not np.isfinite(level).all() or (targets.any(axis=-1) & (level[:, 0] ** 2 == 0)).any():
         raise ValueError(f"y: its squares leave the range of {np.dtype(dtype)}; scale it")
     level = np.where(level > 0, level, 1)
-    norm = np.linalg.norm(designs, axis=-2)
-    on = np.broadcast_to(norm > 0, (count, m)) & targets.any(axis=-1, keepdims=True)
-    norm = np.where(norm > 0, norm, 1)
-    designs, targets, scale = designs / norm[..., None, :], targets / level, level / np.broadcast_to(norm, (count, m))
+    limits = _Limits(prune, tolerance, iterations, n)
+    peak = np.max(np.abs(designs), axis=-2)
+    there = peak > 0
+    designs = designs / np.where(there, peak, 1)[..., None, :]
+    norm = np.where(there, np.linalg.norm(designs, axis=-2), 1)
+    on = np.broadcast_to(there, (count, m)) & targets.any(axis=-1, keepdims=True)
+    designs, targets = designs / norm[..., None, :], targets / level
+    with np.errstate(all="ignore"):
+        scale = level / np.broadcast_to(np.where(there, peak, 1) * norm, (count, m))
+        squares = scale**2
+    if not (np.isfinite(squares) & (squares > 0)).all():
+        raise ValueError(f"phi: its columns and y are of sizes too far apart for {np.dtype(dtype)}; scale them")
     noise = 0.01 * level[:, 0] ** 2 if sigma2 is None else _spread("sigma2", sigma2, shape, (), dtype)
-    if not (noise > 0).all():
-        raise ValueError("sigma2: must be above 0; of noiseless data about 1e-6 of the mean of y^2")
+    least = 100 * np.finfo(dtype).eps
+    if not (noise > np.where(targets.any(axis=-1), least * level[:, 0] ** 2, 0)).all():
+        raise ValueError(f"sigma2: must be above 0, and above {least:.1g} of the mean of y^2 for {np.dtype(dtype)}")
+    designs, targets = _shortened(designs, targets)
     begin = n / m * scale**2 if gamma is None else _spread("gamma", gamma, (*shape, m), (m,), dtype)
     if not (begin >= 0).all():
         raise ValueError("gamma: must be 0 or more")
@@ -209,6 +225,17 @@ def _problems(phi: ArrayLike, y: ArrayLike, dtype: type) -> tuple[np.ndarray, np
     return designs, np.broadcast_to(targets, (*shape, n)).reshape(-1, n), shape
 
 
+def _shortened(designs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tall problems with M + 1 rows in place of N: R of phi = Q R, and what of y no x explains in the last."""
+    n, m = designs.shape[-2:]
+    if n <= m + 1:
+        return designs, targets
+    q, r = np.linalg.qr(designs)
+    head = (targets[:, None, :] @ q)[:, 0]
+    rest = np.linalg.norm(targets - (q @ head[..., None])[..., 0], axis=-1, keepdims=True)
+    return np.concatenate([r, np.zeros_like(r[..., :1, :])], axis=-2), np.concatenate([head, rest], axis=-1)
+
+
 def _numbers(name: str, a: ArrayLike, dtype: type) -> np.ndarray:
     found = np.asarray(a)
     if found.dtype.kind not in "biuf":
@@ -242,7 +269,7 @@ def _solve(
 ) -> dict[str, np.ndarray]:
     """Solve scaled problems, those from number `first` on; fields of `_Carry` by name."""
     if settings.estep.rotated:
-        u = np.linalg.svd(phi)[0]
+        u = np.linalg.eigh(phi @ np.swapaxes(phi, -1, -2))[1]
         phi, y = np.swapaxes(u, -1, -2) @ phi, (y[:, None] @ u)[:, 0]
     here = np.arange(len(y))
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(here + first)
@@ -336,7 +363,8 @@ def _step(settings: _Settings, limits: _Limits, phi: Array, y: Array, units: Arr
     x = found.mode if settings.mode else found.mean
     gamma, x = (before + (now - before) / (late + 1) for before, now in ((old.gamma, gamma), (old.x, x)))
     gamma = jnp.where(on & (gamma > limits.prune * gamma.max()), gamma, 0)
-    sigma2 = jnp.maximum(found.residual / len(y), FLOOR) if settings.learn else old.sigma2
+    sigma2 = jnp.maximum(found.residual / limits.rows, FLOOR) if settings.learn else old.sigma2
+    penalty = penalty + (limits.rows - len(y)) * jnp.log(old.sigma2)  # of rows that were shortened
     still = jnp.sum((x - old.x) ** 2) <= limits.tolerance**2 * jnp.sum(x**2)
     fine = jnp.isfinite(gamma).all() & jnp.isfinite(x).all() & jnp.isfinite(sigma2)
     status = jnp.where(fine, jnp.where(still & (t > 0) & (not estep.stochastic), CONVERGED, RUNNING), FAILED)

@@ -74,7 +74,9 @@ class Sound:
 
 
 def quietest(levels: Array, share: float) -> Array:
-    """The share of the frames [T, size] whose levels sum to least, one at least."""
+    """The share of the frames [T, size] whose levels sum to least, one at least; digital silence is no frame."""
+    heard = levels[levels.max(axis=1) > SMALL]
+    levels = heard if len(heard) else levels
     count = max(round(share * len(levels)), 1)
     return levels[np.argsort(levels.sum(axis=1), kind="stable")[:count]]
 
@@ -186,7 +188,7 @@ class Additive:
 
     def gains(self, sound: Sound, noisy: Array) -> Array:
         noise = np.concatenate([self.noise, self._own(noisy)], axis=1)
-        phi, heard = np.concatenate([self.speech, noise], axis=1), noisy.any(axis=1)
+        phi, heard = np.concatenate([self.speech, noise], axis=1), noisy.max(axis=1) > SMALL
         x = np.zeros((len(noisy), phi.shape[1]))
         if heard.any():
             x[heard] = self.code(phi, noisy[heard])
@@ -243,7 +245,7 @@ def learn_paired(
         state = msbdl.fit(config, views, state, until=sweep)
         tell(sweep, config.sweeps)
     model = state.model()
-    return Paired(model, foretell.learn(model, views), means, strength)
+    return Paired(model, foretell.learn(model, views, passes=Paired.passes), means, strength)
 
 
 def denoise(sound: Sound, method: Method, noisy: Array) -> Array:

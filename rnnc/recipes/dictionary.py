@@ -83,7 +83,7 @@ class Pairs:
         batch=500,
         forgetting=0.9,
         anneal=0.72,
-        noise_share=(0.02, 0.02),
+        noise_share=(0.05, 0.05),
         review_every=0,
     )
     strength: float = 0.7
@@ -117,6 +117,8 @@ class Dictionary:
             raise ValueError(f"seed: is {self.seed}, must be 0 to {2**31 - 1}")
         if self.frames < 100:
             raise ValueError(f"frames: is {self.frames}, must be 100 or more")
+        if not self.methods:
+            raise ValueError(f"methods: is empty, must name some of {', '.join(METHODS)}")
         for name in self.methods:
             if name not in METHODS:
                 raise ValueError(f"methods: {name!r} is none; known: {', '.join(METHODS)}")

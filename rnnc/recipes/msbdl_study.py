@@ -180,7 +180,7 @@ WHY: dict[str, Arm] = {
 }
 
 
-ARMS = {"recovery": tuple(MAIN), "why": tuple(WHY), "sizes": ("joint", "separate")}
+ARMS = {"recovery": tuple(MAIN), "why": tuple(WHY), "sizes": tuple(MAIN)}
 CELLS = {
     "recovery": tuple((on, snr_db, (50, 50)) for snr_db in SNRS_DB for on in ON),
     "why": ((3, 10, (50, 50)), (5, 30, (50, 50))),
@@ -257,7 +257,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             and (not args.on or plan.cell.on in args.on)
             and (not args.snr_db or plan.cell.snr_db in args.snr_db)
         ]
-        seeds = args.seeds if "classify" in (args.parts or PARTS) else 0
+        some = args.arms or args.on or args.snr_db  # which `classify` has none of
+        seeds = args.seeds if "classify" in (args.parts or ([] if some else PARTS)) else 0
+        if not wanted and not seeds:
+            raise ConfigError("--arms, --on, --snr-db: leave nothing to measure of the parts; see --help")
         classify(Run(args.out / "classify"), seeds, max(1, args.sweeps // 5), reporter)
         run(wanted, Size(args.samples, args.sweeps), Run(args.out), command, reporter)
 
@@ -267,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(wanted: Sequence[Plan], size: Size, run: Run, command: str, reporter: Reporter) -> dict[str, Any]:
     """Measure what is not measured yet; returns result.json."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    run.rewind(0)  # a line that a kill cut short
+    _cleaned(run, "part")
     done = {_name(row): row for row in run.lines()}
     for plan in wanted:
         about = {"part": plan.part, "arm": plan.arm, **plan.cell._asdict(), **size._asdict()}
@@ -282,9 +285,17 @@ def run(wanted: Sequence[Plan], size: Size, run: Run, command: str, reporter: Re
     return _write(run, command, reporter)
 
 
+def _cleaned(run: Run, key: str) -> None:
+    """Drop a line that a kill cut short, of a log of this study."""
+    other = run.results() and "table" not in run.results()
+    if other or any(key not in line for line in run.lines()):
+        raise ConfigError(f"{run.folder}: holds something else than this study; choose another --out")
+    run.rewind(0)
+
+
 def classify(run: Run, seeds: int, sweeps: int, reporter: Reporter) -> None:
     """Measure each arm of `halves` on so many splits; rows go to the log of a folder of their own."""
-    run.rewind(0)
+    _cleaned(run, "arm")
     done = {(row["arm"], row["seed"], row["sweeps"]) for row in run.lines()}
     for arm, seed in ((arm, seed) for seed in range(seeds) for arm in halves.ARMS):
         if (arm, seed, sweeps) not in done:
@@ -297,10 +308,10 @@ def classify(run: Run, seeds: int, sweeps: int, reporter: Reporter) -> None:
 def _accuracies(rows: Sequence[Row]) -> list[Row]:
     """Mean test accuracy of each arm over its splits, with fixed features and with atoms that the labels moved."""
     table = []
-    for arm in halves.ARMS:
-        own = [row for row in rows if row["arm"] == arm]
-        means = {k: float(np.mean([row[k] for row in own])) for k in ("fixed", "moved") if own and k in own[0]}
-        table += [{"arm": arm, "seeds": len(own), **means}] if own else []
+    for arm, sweeps in dict.fromkeys((row["arm"], row["sweeps"]) for row in rows):
+        own = [row for row in rows if (row["arm"], row["sweeps"]) == (arm, sweeps)]
+        means = {k: float(np.mean([row[k] for row in own])) for k in ("fixed", "moved") if k in own[0]}
+        table.append({"arm": arm, "sweeps": sweeps, "seeds": len(own), **means})
     return table
 
 
@@ -341,16 +352,19 @@ def _report(result: dict[str, Any]) -> str:
     """The page: one picture over SNR for each sparsity, and all rows."""
     table, charts = result["table"], []
     arms = list(MAIN)
-    for on in sorted({row["on"] for row in table if row["part"] == "recovery"}):
+    kinds = {(row["on"], row["samples"], row["sweeps"]) for row in table if row["part"] == "recovery"}
+    for on, samples, sweeps in sorted(kinds):
         lines = []
         for i, arm in enumerate(arms):
             own = sorted(
                 (row["snr_db"], row["recovered"])
                 for row in table
-                if (row["part"], row["arm"], row["on"]) == ("recovery", arm, on)
+                if (row["part"], row["arm"], row["on"], row["samples"], row["sweeps"])
+                == ("recovery", arm, on, samples, sweeps)
             )
             lines.append(figures.Line(style=f"series{i}", x=[x for x, _ in own], y=[y for _, y in own]))
-        charts.append(figures.plot(lines, alt=f"atoms found, s = {on}", x_label=f"SNR, dB; s = {on}", y_label="share"))
+        about = f"s = {on}, {samples:,} samples, {sweeps} sweeps"
+        charts.append(figures.plot(lines, alt=f"atoms found, {about}", x_label=f"SNR, dB; {about}", y_label="share"))
     keys = page.element("div", *(figures.key(f"series{i}", arm) for i, arm in enumerate(arms)), class_="key")
     rows = [
         page.row(

@@ -113,7 +113,8 @@ class Run:
 def _table(path: Path) -> dict[str, Any]:
     """A JSON file's table; empty where there is no file, or none that can be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
 

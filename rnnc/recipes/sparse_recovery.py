@@ -195,7 +195,7 @@ def _run(args: argparse.Namespace, command: str, reporter: Reporter) -> None:
     run, asked = Run(args.out), {"trials": args.trials, "seed": args.seed, "size": [n, m]}
     rows = _finished(run, asked, args.resume)
     have = {(r["design"], r["snr_db"], r["k"], r["method"]) for r in rows}
-    cells = [(d, s, k) for d in designs for s in args.snr_db for k in args.k]
+    cells = [(d, s, k) for d in designs for s in dict.fromkeys(args.snr_db) for k in dict.fromkeys(args.k)]
     cells = [(*cell, [f for f in methods if (*cell, f) not in have]) for cell in cells]
     done, of = 0, sum(len(left) for *_, left in cells)
     args.out.mkdir(parents=True, exist_ok=True)
