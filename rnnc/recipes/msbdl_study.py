@@ -1,8 +1,9 @@
 """Dictionaries of several views, learned jointly or not: `python -m rnnc.recipes.msbdl_study [PART ...]`.
 
-Planted dictionaries are learned by several methods, and the share of atoms that each finds is counted: `recovery` over
-sparsity and noise, `why` with parts of the joint learner changed, `sizes` with more atoms in one view. `classify` tells
-digits from their two halves. Every row is kept as it comes, so a study that was stopped goes on where it was.
+Planted dictionaries are learned by several methods, and the share of roots whose atoms each finds is counted:
+`recovery` over sparsity and noise, `why` with parts of the joint learner changed, `sizes` with more atoms in one view.
+`classify` tells digits from their two halves. Every row is kept as it comes, so a study that was stopped goes on where
+it was.
 
 Why joint learning pays: the views' evidence adds up, but only where a root's atoms have the same cause. Without pairing
 about half of the roots join atoms of different causes, for all views begin at the same samples, each of which holds
@@ -26,6 +27,7 @@ import numpy as np
 
 from rnnc import container
 from rnnc.bayes import msbdl
+from rnnc.bayes.coupled import owners
 from rnnc.bayes.msbdl import Msbdl, State
 from rnnc.config import ConfigError
 from rnnc.recipes import console, figures, halves, page
@@ -218,7 +220,7 @@ def measure(plan: Plan, size: Size) -> Row:
         warnings.simplefilter("ignore")  # scikit-learn's, of fits that end early
         learned = (MAIN | WHY)[plan.arm](cell, size, planted)
     return {
-        "recovered": [recovered(truth, d) for truth, d in zip(planted.atoms, learned)],
+        "recovered": [recovered(*each) for each in zip(planted.atoms, learned, owners(cell.atoms))],
         "paired": paired(planted.atoms, learned),
         "seconds": round(time.perf_counter() - begin, 1),
     }
@@ -376,7 +378,7 @@ def _report(result: dict[str, Any]) -> str:
         for row in table
     ]
     columns = ["Learner", "Atoms", "SNR, dB", "Found", "Paired", "Seeds", "Seconds"]
-    caption = "Share of planted atoms that a learned one meets with |cos| above 0.99, ± deviation over seeds."
+    caption = "Share of planted roots whose atoms are found (cosine above 0.99), ± deviation over seeds."
     return page.document(
         "Dictionaries of several views",
         page.section("Recovery", keys, *charts),

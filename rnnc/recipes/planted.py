@@ -65,9 +65,30 @@ def alike(planted: np.ndarray, learned: np.ndarray) -> np.ndarray:
     return np.abs(planted.T @ (np.asarray(learned, np.float64) / norm))
 
 
-def recovered(planted: np.ndarray, learned: np.ndarray) -> float:
-    """Share of the planted atoms that a learned one meets with |cos| above 0.99."""
-    return float(np.mean(alike(planted, learned).max(axis=1) > FOUND))
+def recovered(planted: np.ndarray, learned: np.ndarray, owner: np.ndarray | None = None) -> float:
+    """Share of the planted roots whose atoms are found: of one atom, a learned one with |cos| above 0.99.
+
+    Atoms of one root are on together with coefficients of their own, so that only their span can be known. It is found
+    if as many learned atoms, those that lie in it most, span it: the cosine of the largest angle is above 0.99.
+
+    Args:
+      planted, learned: [size, M] each.
+      owner: the root of each planted atom, [M]; None: each has its own.
+
+    >>> d = np.eye(4)
+    >>> turned = np.array([[0.6, 0.8, 0, 0], [-0.8, 0.6, 0, 0], [0, 0, 1, 0], [0, 0, 0.1, 1]]).T
+    >>> recovered(d, turned), recovered(d, turned, np.array([0, 0, 1, 1]))
+    (0.5, 1.0)
+    """
+    owner = np.arange(planted.shape[1]) if owner is None else owner
+    unit = learned / np.maximum(np.linalg.norm(learned, axis=0), 1e-30)
+    found = []
+    for root in np.unique(owner):
+        span = np.linalg.qr(planted[:, owner == root])[0]
+        most = np.argsort(np.linalg.norm(span.T @ unit, axis=0))[::-1][: span.shape[1]]
+        cosines = np.linalg.svd(span.T @ np.linalg.qr(unit[:, most])[0], compute_uv=False)
+        found.append(cosines[-1] > FOUND)
+    return float(np.mean(found))
 
 
 def paired(planted: tuple[np.ndarray, ...], learned: tuple[np.ndarray, ...]) -> float:
