@@ -397,11 +397,12 @@ def test_a_samplers_late_steps_are_averaged(doubles):
         state=estep.start(y, gamma),
         key=jax.random.key(0),
     )
-    settings, limits = rsbl._Settings(estep, Flat(), False, False), rsbl._Limits(0.0, 0.0, 10, 12)
+    settings, limits = rsbl._Settings(estep, Flat(), True, False), rsbl._Limits(0.0, 0.0, 10, 12)
     new = rsbl._step(settings, limits, phi, y, jnp.ones(20), old)
     found, _ = estep.run(phi, y, gamma, old.sigma2, old.state, jax.random.fold_in(old.key, 7))
     np.testing.assert_allclose(new.x, 1 + (found.mean - 1) / 3, rtol=1e-12)  # 5 and 6 came before
     np.testing.assert_allclose(new.gamma, gamma + (found.second - gamma) / 3, rtol=1e-12)
+    np.testing.assert_allclose(new.sigma2, 0.01 + (found.residual / 12 - 0.01) / 3, rtol=1e-12)
 
 
 def test_atoms_below_the_share_are_dropped():

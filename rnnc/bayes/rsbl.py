@@ -361,9 +361,10 @@ def _step(settings: _Settings, limits: _Limits, phi: Array, y: Array, units: Arr
     gamma, on = settings.prior.gamma(found.second * units) / units, old.gamma > 0
     penalty = jnp.sum(jnp.where(on, settings.prior.penalty(jnp.where(on, old.gamma * units, 1)), 0))
     x = found.mode if settings.mode else found.mean
-    gamma, x = (before + (now - before) / (late + 1) for before, now in ((old.gamma, gamma), (old.x, x)))
-    gamma = jnp.where(on & (gamma > limits.prune * gamma.max()), gamma, 0)
     sigma2 = jnp.maximum(found.residual / limits.rows, FLOOR) if settings.learn else old.sigma2
+    pairs = ((old.gamma, gamma), (old.x, x), (old.sigma2, sigma2))
+    gamma, x, sigma2 = (before + (now - before) / (late + 1) for before, now in pairs)
+    gamma = jnp.where(on & (gamma > limits.prune * gamma.max()), gamma, 0)
     penalty = penalty + (limits.rows - len(y)) * jnp.log(old.sigma2)  # of rows that were shortened
     still = jnp.sum((x - old.x) ** 2) <= limits.tolerance**2 * jnp.sum(x**2)
     fine = jnp.isfinite(gamma).all() & jnp.isfinite(x).all() & jnp.isfinite(sigma2)
