@@ -734,6 +734,16 @@ def test_wrong_files_say_so(tmp_path):
         Store(tmp_path / "old.db")
 
 
+def test_a_study_can_be_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    path = tmp_path / "s.db"
+    tune(bowl, BOWL, Settings(trials=6, batch=3), store=path)
+    assert not path.with_name("s.db-wal").exists()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # permissions do not bind root
+    with Store(path, write=False) as store:
+        assert len(store.trials()) == 6
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.db", "s.db.lock"], "nothing was written"
+
+
 def test_a_batch_is_added_whole_or_not_at_all():
     store = Store(":memory:")
     trials = [Trial(number=n, batch=0, space="", configuration="{}", origin="start") for n in (0, 1, 1)]
