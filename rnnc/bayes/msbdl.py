@@ -47,8 +47,9 @@ class Msbdl:
       forgetting: weight of the sums of earlier batches at each new one, 0 to below 1; 0: only the batch counts. With
         n batches a sweep, 1 - 1/n remembers about one sweep.
       anneal: factor of the noise's deviation after each sweep, above 0 to 1. It begins at the data's.
-      noise_share: share of each view's energy at which the noise stays, 0 to below 1: one number for each view. None:
-        found by reviews (the likelihood cannot tell: with a variance per sample and atom it asks for ever less noise).
+      noise_share: share of each view's energy at which the noise stays, 0 to below 1: one number for each view, at
+        least 1e-6, in single precision 1.2e-5, whatever is given. None: found by reviews (the likelihood cannot tell:
+        with a variance per sample and atom it asks for ever less noise).
       review_every: sweeps between reviews; 0: none.
       pairing: reviews pair the views' atoms.
       norm: "unit": every atom has norm 1. "root": the atoms of a root have mean square norm 1 and gamma takes the

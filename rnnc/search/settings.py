@@ -46,7 +46,7 @@ class Settings:
 
     Args:
       trials: evaluations in all, failed ones too, those known before not.
-      batch: proposals at a time; 0: as many as the scheduler has workers, or one.
+      batch: proposals at a time; 0: as many as the scheduler has workers when the study begins, or one.
       maximise: the highest value is the best, else the lowest.
       metric: which number of the objective's table is the value; empty: the objective gives a number.
       seed: of all proposals.
