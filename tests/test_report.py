@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import soundfile
 
 from rnnc.recipes import figures, report, rundata
+from rnnc.recipes import page as page_module
 
 HOSTILE = "<script>alert('x')</script>"
 EXAMPLE = "<script>a&b"  # a file name may hold anything but a slash
@@ -328,6 +330,21 @@ def test_power_puts_a_tone_into_its_bin():
     power = figures.power(np.sin(2 * np.pi * 1000 * t), RATE_HZ)
     assert power.shape == (63, 257)  # 16 ms hop over 1 s, both ends included; 512-point transform
     assert np.all(power[2:-2].argmax(axis=1) == 32)  # 1000 Hz / 31.25 Hz per bin
+
+
+def test_words_stand_left_in_heads_and_cells_alike():
+    table = page_module.table("t", ["a", "b", "c"], [page_module.row("x", "y", "1", words=2)], words=2)
+    assert re.findall(r'<th scope="col" class="(\w+)">', table) == ["text", "text", "number"]
+    assert '<td class="text">y</td><td>1</td>' in table
+
+
+def test_an_axis_reaches_down_to_what_is_given():
+    line = figures.Line(style="train", x=[0.0, 1.0], y=[0.001, 1.0])
+    options = {"alt": "", "x_label": "", "y_label": "share"}
+    assert "share, logarithmic" in figures.plot([line], **options)
+    linear = figures.plot([line], **options, y_from=0)
+    assert "logarithmic" not in linear
+    assert ">0</text>" in linear
 
 
 def test_plot_of_nothing_is_refused():

@@ -72,6 +72,7 @@ def plot(
     x_label: str,
     y_label: str,
     x_from: float | None = None,
+    y_from: float | None = None,
     best: float | None = None,
     width: int = 440,
     log_x: bool = False,
@@ -79,13 +80,13 @@ def plot(
 ) -> str:
     """Draw curves over a common axis.
 
-    The vertical axis is logarithmic where all values are positive and span a factor above 20.
+    The vertical axis is logarithmic where all values are positive and span a factor above 20, without `y_from`.
 
     Args:
         lines: at least one curve with at least one finite point.
         alt: what a reader who does not see the figure is told.
         x_label, y_label: plain text with units.
-        x_from: horizontal position that the axis reaches down to, if any.
+        x_from, y_from: positions that the axes reach down to, if any.
         best: horizontal position of the vertical mark "best step", if any.
         width: of the drawing, px; the page scales it.
         log_x: the horizontal axis is logarithmic.
@@ -101,7 +102,8 @@ def plot(
     if not points:
         raise ValueError("plot: no finite point given; allowed: at least one")
     ys = [y for _, y in points]
-    log = min(ys) > 0 and max(ys) > 20 * min(ys)
+    log = y_from is None and min(ys) > 0 and max(ys) > 20 * min(ys)
+    ys += [] if y_from is None else [y_from]
     xs = [x for x, _ in points] + [x for x in (x_from, best) if x is not None]
     xs += [-0.5, len(names) - 0.5] if names else []
     if log_x and min(xs) <= 0:

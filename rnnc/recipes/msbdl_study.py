@@ -366,7 +366,9 @@ def _report(result: dict[str, Any]) -> str:
             )
             lines.append(figures.Line(style=f"series{i}", x=[x for x, _ in own], y=[y for _, y in own]))
         about = f"s = {on}, {samples:,} samples, {sweeps} sweeps"
-        charts.append(figures.plot(lines, alt=f"atoms found, {about}", x_label=f"SNR, dB; {about}", y_label="share"))
+        charts.append(
+            figures.plot(lines, alt=f"atoms found, {about}", x_label=f"SNR, dB; {about}", y_label="share", y_from=0)
+        )
     keys = page.element("div", *(figures.key(f"series{i}", arm) for i, arm in enumerate(arms)), class_="key")
     rows = [
         page.row(
@@ -374,6 +376,7 @@ def _report(result: dict[str, Any]) -> str:
             *(page.text(f"{row['atoms']}, s = {row['on']}"), page.number(row["snr_db"])),
             page.number(row["recovered"], 3) + ("" if row["spread"] is None else f" ± {row['spread']:.3f}"),
             *(page.number(row["paired"], 2), page.number(row["seeds"]), page.number(row["seconds"], 1)),
+            words=2,
         )
         for row in table
     ]
@@ -381,9 +384,13 @@ def _report(result: dict[str, Any]) -> str:
     caption = "Share of planted roots whose atoms are found (cosine above 0.99), ± deviation over seeds."
     return page.document(
         "Dictionaries of several views",
-        page.section("Recovery", keys, *charts),
-        page.section("All rows", page.table(caption, columns, rows, words=2)),
-        page.section("Digits from their halves", _accuracy_table(result["classify"])),
+        *([page.section("Recovery", keys, *charts)] if charts else []),
+        *([page.section("All rows", page.table(caption, columns, rows, words=2))] if rows else []),
+        *(
+            [page.section("Digits from their halves", _accuracy_table(digits))]
+            if (digits := result["classify"])
+            else []
+        ),
         page.section("Command", page.element("pre", page.text(f"{result['command']}\ncommit {result['commit']}"))),
     )
 

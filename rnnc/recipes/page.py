@@ -69,9 +69,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def row(head: str, *cells: str) -> str:
-    """Return a table row: one row header, then data cells. All arguments are HTML."""
-    return element("tr", element("th", head, scope="row"), *(element("td", cell) for cell in cells))
+def row(head: str, *cells: str, words: int = 1) -> str:
+    """Return a table row: a row header, then cells, all HTML; `words` as in `table`."""
+    sides = [{"class_": "text"}] * (words - 1) + [{}] * len(cells)
+    return element("tr", element("th", head, scope="row"), *(element("td", c, **side) for c, side in zip(cells, sides)))
 
 
 def table(caption: str, columns: list[str], rows: list[str], foot: str = "", words: int = 1) -> str:
@@ -92,8 +93,7 @@ def table(caption: str, columns: list[str], rows: list[str], foot: str = "", wor
         element("tbody", *rows),
     ]
     parts += [element("tfoot", foot)] if foot else []
-    whole = element("table", *parts, class_=f"words{words}")
-    return element("div", whole, class_="scroll", role="region", tabindex=0, aria_label=caption)
+    return element("div", element("table", *parts), class_="scroll", role="region", tabindex=0, aria_label=caption)
 
 
 def facts(pairs: list[tuple[str, str]]) -> str:
@@ -170,7 +170,7 @@ table { border-collapse: collapse; font-size: .92rem; line-height: 1.35;
 caption { text-align: left; padding-bottom: .5rem; }
 th, td { padding: .38rem .9rem; text-align: right; vertical-align: top;
   border-bottom: 1px solid var(--grid); }
-th.text, th[scope=row], .words2 td:nth-of-type(1), .words3 td:nth-of-type(-n+2) { text-align: left; padding-left: 0; }
+th.text, td.text, th[scope=row] { text-align: left; padding-left: 0; }
 th { font-weight: 600; }
 thead th { white-space: nowrap; }
 th[scope=row].group { font-weight: 600; }

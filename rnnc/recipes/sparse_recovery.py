@@ -286,6 +286,7 @@ def report(result: dict[str, Any]) -> str:
             number(r["nmse_db"], 1),
             f"{number(r['support_error'], 3)} ± {number(r['support_error_stderr'], 3)}",
             number(r["ms_per_problem"], 1),
+            words=2,
         )
         for r in rows
     ]
