@@ -79,6 +79,8 @@ def recovered(planted: np.ndarray, learned: np.ndarray, owner: np.ndarray | None
     >>> turned = np.array([[0.6, 0.8, 0, 0], [-0.8, 0.6, 0, 0], [0, 0, 1, 0], [0, 0, 0.1, 1]]).T
     >>> recovered(d, turned), recovered(d, turned, np.array([0, 0, 1, 1]))
     (0.5, 1.0)
+    >>> recovered(d, d[:, 1:], np.array([0, 0, 1, 1]))
+    0.5
     """
     owner = np.arange(planted.shape[1]) if owner is None else owner
     unit = learned / np.maximum(np.linalg.norm(learned, axis=0), 1e-30)
