@@ -473,12 +473,20 @@ def test_noise_may_fall_as_far_as_single_precision_bears(atoms):
     np.testing.assert_allclose(20 * state.noise, 100 * np.finfo(np.float32).eps, rtol=1e-5)
 
 
-def test_a_posterior_that_is_not_finite_is_told(monkeypatch):
+def test_no_noise_is_too_small_for_a_factor(monkeypatch):
+    """Below 4 eps of what the atoms give, it is that; the rest is the explicit matrix's."""
     monkeypatch.setattr(msbdl, "_least", lambda dtype: 1e-9)
     given = plant(0, atoms=(12, 12), size=20, samples=200, on=3, snr_db=30).views
     config = Msbdl(atoms=(12, 12), sweeps=60, anneal=0.85, noise_share=(0.0, 0.0))
-    with pytest.raises(ValueError, match="noise_share: the posterior is not finite"):
-        msbdl.fit(config, given, msbdl.start(config, given, jax.random.key(0)))
+    state = msbdl.fit(config, given, msbdl.start(config, given, jax.random.key(0)))
+    assert np.isfinite(state.cost).all()
+    with pytest.raises(ValueError, match="noise_share: the posterior is not finite from sweep 0 on"):
+        msbdl.fit(config, given, dataclasses.replace(state, cost=jnp.full(1, jnp.nan)), until=0)
+    d, gamma, y = jnp.array([[1.0, 0.6], [0.0, 0.8]]), jnp.array([[100.0, 1.0]]), jnp.array([[3.0, 1.0]])
+    level = 4 * float(jnp.finfo(jnp.float32).eps) * 101
+    s = level * np.eye(2) + np.asarray(d, float) @ np.diag([100.0, 1.0]) @ np.asarray(d, float).T
+    cost = np.linalg.slogdet(s)[1] + y[0] @ np.linalg.solve(s, y[0])
+    np.testing.assert_allclose(coupled.posterior(d, gamma, jnp.array(1e-9), y).cost[0], cost, rtol=1e-3)
 
 
 def test_views_are_taken_in_the_precision_of_the_model():

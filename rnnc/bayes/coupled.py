@@ -58,7 +58,8 @@ def posterior(dictionary: Array, variances: Array, noise: Array, y: Array) -> Po
     Args:
       dictionary: D [N, M].
       variances: the diagonal of Gamma [B, M], above 0.
-      noise: variance of v, a scalar above 0.
+      noise: variance of v, a scalar above 0; where it is below 4 eps of the trace of D Gamma D^T, which no factor
+        bears, it is taken as that.
       y: [B, N].
 
     >>> p = posterior(jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.array(1.0), jnp.array([[4.0]]))
@@ -70,7 +71,9 @@ def posterior(dictionary: Array, variances: Array, noise: Array, y: Array) -> Po
     n, m = dictionary.shape
     pairs = (dictionary[:, None, :] * dictionary[None, :, :]).reshape(n * n, m)  # D Gamma D^T as one matrix product
     eye = jnp.eye(n, dtype=y.dtype)[None]
-    factor = jnp.linalg.cholesky((variances @ pairs.T).reshape(-1, n, n) + noise * eye)
+    energy = variances @ jnp.sum(jnp.square(dictionary), axis=0)  # the trace of D Gamma D^T
+    level = jnp.maximum(noise, 4 * jnp.finfo(y.dtype).eps * energy)
+    factor = jnp.linalg.cholesky((variances @ pairs.T).reshape(-1, n, n) + level[:, None, None] * eye)
     whiten = lax.linalg.triangular_solve(factor, jnp.broadcast_to(eye, factor.shape), left_side=True, lower=True)
     root = (whiten.reshape(-1, n) @ dictionary).reshape(-1, n, m)
     white = jnp.einsum("bij,bj->bi", whiten, y)
