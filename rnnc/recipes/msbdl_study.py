@@ -7,7 +7,7 @@ it was.
 
 Why joint learning pays: the views' evidence adds up, but only where a root's atoms have the same cause. Without pairing
 about half of the roots join atoms of different causes, for all views begin at the same samples, each of which holds
-several atoms; shared variances then lose what they gain (`paired` in the rows says how many roots are right).
+several atoms; shared variances then gain less, and at high SNR nothing (`paired` in the rows says how many are right).
 """
 
 import argparse
