@@ -31,7 +31,7 @@ from rnnc.bayes.coupled import SMALLEST_GAMMA, Owner, group_mean, in_turn, owner
 from rnnc.bayes.review import HIDDEN, hidden_loss, pairing
 
 Array = jax.Array
-SMALLEST_NOISE = 1e-6  # of a view's energy, in doubles; in single precision what Cholesky factors bear
+SMALLEST_NOISE = 1e-6  # of a view's energy
 REVIEWED = 512  # samples that a pairing looks at; half of them have numbers hidden
 
 
@@ -48,8 +48,8 @@ class Msbdl:
         n batches a sweep, 1 - 1/n remembers about one sweep.
       anneal: factor of the noise's deviation after each sweep, above 0 to 1. It begins at the data's.
       noise_share: share of each view's energy at which the noise stays, 0 to below 1: one number for each view, at
-        least 1e-6, in single precision 1.2e-5, whatever is given. None: found by reviews (the likelihood cannot tell:
-        with a variance per sample and atom it asks for ever less noise).
+        least 1e-6 whatever is given. None: found by reviews (the likelihood cannot tell: with a variance per sample
+        and atom it asks for ever less noise).
       review_every: sweeps between reviews; 0: none.
       pairing: reviews pair the views' atoms.
       norm: "unit": every atom has norm 1. "root": the atoms of a root have mean square norm 1 and gamma takes the
@@ -163,7 +163,7 @@ def start(config: Msbdl, views: Sequence[ArrayLike], key: Array) -> State:
     dtype = given[0].dtype
     sizes = np.array([y.shape[1] for y in given])
     fall = config.anneal ** (2 * config.review_every)
-    level = np.maximum(fall if config.noise_share is None else config.noise_share, _least(dtype))
+    level = np.maximum(fall if config.noise_share is None else config.noise_share, SMALLEST_NOISE)
     return State(
         dictionaries=tuple(jnp.asarray(d / np.linalg.norm(d, axis=0), dtype) for d in atoms),
         noise=jnp.asarray(1 / sizes, dtype),
@@ -176,10 +176,6 @@ def start(config: Msbdl, views: Sequence[ArrayLike], key: Array) -> State:
         sweep=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(key),
     )
-
-
-def _least(dtype: Any) -> float:
-    return max(SMALLEST_NOISE, 100 * float(jnp.finfo(dtype).eps))
 
 
 def _rank(owner: Owner) -> np.ndarray:
@@ -307,8 +303,7 @@ def _review(config: Msbdl, views: tuple[Array, ...], state: State) -> State:
     if config.noise_share is None:
         fall = config.anneal ** (2 * config.review_every)
         lower = jnp.maximum(
-            state.noise * fall,
-            _least(state.noise.dtype) / jnp.asarray([y.shape[1] for y in views], state.noise.dtype),
+            state.noise * fall, SMALLEST_NOISE / jnp.asarray([y.shape[1] for y in views], state.noise.dtype)
         )
         better = [
             float(hidden_loss(d, n, y[: REVIEWED // 2], key)) <= float(hidden_loss(d, old, y[: REVIEWED // 2], key))

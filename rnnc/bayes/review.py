@@ -53,8 +53,6 @@ def pairing(dictionaries: Sequence[Array], noise: Array, gamma: Array, views: Se
     atoms = [d.shape[1] for d in dictionaries]
     owner, lead = owners(atoms), atoms.index(min(atoms))
     on = [np.asarray(_alone(d, noise[j], gamma[:, w], views[j])) for j, (d, w) in enumerate(zip(dictionaries, owner))]
-    if not all(np.isfinite(each).all() for each in on):
-        raise ValueError("noise_share: the posterior is not finite; it must be larger")
     orders = []
     for j, w in enumerate(owner):
         gain = (on[lead].T @ on[j])[w]  # [place, atom]

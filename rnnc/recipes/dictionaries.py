@@ -230,12 +230,7 @@ class Paired:
 
 
 def learn_paired(
-    config: msbdl.Msbdl,
-    noisy: Array,
-    clean: Array,
-    seed: int,
-    tell: Callable[[int, int], None],
-    strength: float = 1.0,
+    config: msbdl.Msbdl, noisy: Array, clean: Array, seed: int, tell: Callable[[int, int], None]
 ) -> Paired:
     """Learn dictionaries of noisy frames [T, N] and of the clean ones in them [T, bands]."""
     means = noisy.mean(axis=0), clean.mean(axis=0)
@@ -245,7 +240,7 @@ def learn_paired(
         state = msbdl.fit(config, views, state, until=sweep)
         tell(sweep, config.sweeps)
     model = state.model()
-    return Paired(model, foretell.learn(model, views, passes=Paired.passes), means, strength)
+    return Paired(model, foretell.learn(model, views, passes=Paired.passes), means)
 
 
 def denoise(sound: Sound, method: Method, noisy: Array) -> Array:

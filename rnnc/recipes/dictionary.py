@@ -156,10 +156,8 @@ def paired(config: Dictionary, heard: Heard, reporter: Reporter) -> tuple[Sound,
     sound = config.pairs.sound
     noisy, clean = heard(sound, False)
     tell = partial(reporter.progress, "learning pairs of atoms")
-    learned = dictionaries.learn_paired(
-        config.pairs.msbdl, noisy, sound.newest(clean), config.seed, tell, config.pairs.strength
-    )
-    return sound, learned
+    learned = dictionaries.learn_paired(config.pairs.msbdl, noisy, sound.newest(clean), config.seed, tell)
+    return sound, replace(learned, strength=config.pairs.strength)
 
 
 METHODS: dict[str, Callable[[Dictionary, Heard, Reporter], tuple[Sound, Method]]] = {
