@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(wanted: Sequence[Plan], size: Size, run: Run, command: str, reporter: Reporter) -> dict[str, Any]:
     """Measure what is not measured yet; returns result.json."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    _cleaned(run, "part")
+    run.cleaned("part", "table")
     done = {_name(row): row for row in run.lines()}
     for plan in wanted:
         about = {"part": plan.part, "arm": plan.arm, **plan.cell._asdict(), **size._asdict()}
@@ -287,17 +287,9 @@ def run(wanted: Sequence[Plan], size: Size, run: Run, command: str, reporter: Re
     return _write(run, command, reporter)
 
 
-def _cleaned(run: Run, key: str) -> None:
-    """Drop a line that a kill cut short, of a log of this study."""
-    other = run.results() and "table" not in run.results()
-    if other or any(key not in line for line in run.lines()):
-        raise ConfigError(f"{run.folder}: holds something else than this study; choose another --out")
-    run.rewind(0)
-
-
 def classify(run: Run, seeds: int, sweeps: int, reporter: Reporter) -> None:
     """Measure each arm of `halves` on so many splits; rows go to the log of a folder of their own."""
-    _cleaned(run, "arm")
+    run.cleaned("arm")
     done = {(row["arm"], row["seed"], row["sweeps"]) for row in run.lines()}
     for arm, seed in ((arm, seed) for seed in range(seeds) for arm in halves.ARMS):
         if (arm, seed, sweeps) not in done:

@@ -55,6 +55,17 @@ class Run:
             kept = [line for line in self.lines() if line.get("step", 0) <= step]
             container.replace(self.log, "".join(json.dumps(line) + "\n" for line in kept))
 
+    def cleaned(self, key: str, section: str = "") -> None:
+        """Drop a line that a kill cut short, of a log whose lines all have a key.
+
+        Raises:
+          ConfigError: a line has no such key, or result.json no such section: the folder is another recipe's.
+        """
+        other = section and self.results() and section not in self.results()
+        if other or any(key not in line for line in self.lines()):
+            raise ConfigError(f"{self.folder}: holds something else; choose another --out")
+        self.rewind(0)
+
     def seconds(self) -> float:
         """Training time that the log tells of."""
         return max((line["seconds"] for line in self.lines() if "seconds" in line), default=0.0)

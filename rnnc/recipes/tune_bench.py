@@ -172,9 +172,7 @@ def benchmark(args: argparse.Namespace, out: Path, command: str, reporter: Repor
             raise ConfigError(f"--{name}: is {getattr(args, name)}, must be 1 or more")
     out.mkdir(parents=True, exist_ok=True)
     run = Run(out)
-    if any("function" not in line for line in run.lines()):
-        raise ConfigError(f"{run.log}: is not the log of a benchmark; choose another --out")
-    run.rewind(0)  # a line that a kill cut short
+    run.cleaned("function", "rows")
     runs = _runs(run)
     wanted = [(f, m, seed) for seed in range(args.seeds) for f in functions for m in methods]
     for i, key in enumerate(wanted):
