@@ -255,7 +255,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "log.jsonl").write_text(log)
     (tmp_path / "result.json").write_text('{"train": {}}')
     (tmp_path / "small.toml").write_text(SMALL)
-    for words in (["benchmark", "--functions", "camel"], ["--config", str(tmp_path / "small.toml")]):
+    short = ["--methods", "random", "--seeds", "1", "--iterations", "1"]
+    for words in (["benchmark", "--functions", "camel", *short], ["--config", str(tmp_path / "small.toml")]):
         assert tune.main([*words, "--out", str(tmp_path)]) == 2
         assert "choose another --out" in capsys.readouterr().err
         assert (tmp_path / "log.jsonl").read_text() == log
