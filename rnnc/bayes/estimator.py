@@ -59,10 +59,11 @@ class RectifiedSBL(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """Estimate the coefficients: X [samples, M], y [samples] or [samples, targets]."""
         checks: dict[str, Any] = {"X": X, "y": y, "dtype": np.float64, "multi_output": True, "y_numeric": True}
         X, y = validate_data(self, **checks)
+        estep = _member("estep", self.estep, ESTEPS)
         found = rsbl.fit(
             X,
             np.asarray(y, np.float64).T,
-            estep=_member("estep", self.estep, ESTEPS),
+            estep=estep,
             prior=_member("prior", self.prior, PRIORS),
             sigma2=self.sigma2,
             point=self.point,
@@ -71,7 +72,7 @@ class RectifiedSBL(MultiOutputMixin, RegressorMixin, BaseEstimator):
             iterations=self.iterations,
             seed=self.random_state or 0,
         )
-        if not found.converged.all() and not getattr(self.estep, "stochastic", self.estep == "mcmc"):
+        if not found.converged.all() and not estep.stochastic:
             left = np.sum(~found.converged)
             text = f"RectifiedSBL: {left} of {found.converged.size} targets did not converge; see iterations, sigma2"
             warnings.warn(text, ConvergenceWarning, stacklevel=2)

@@ -157,22 +157,13 @@ def fit(
     settings = _Settings(estep, prior, sigma2 is None, point == "mode")
     designs, targets, shape = _problems(phi, y, dtype)
     (count, n), m = targets.shape, designs.shape[-1]
-    with np.errstate(over="ignore", under="ignore"):
-        level = np.sqrt(np.mean(targets**2, axis=-1, keepdims=True))
-    if not np.isfinite(level).all() or (targets.any(axis=-1) & (level[:, 0] ** 2 == 0)).any():
-        raise ValueError(f"y: its squares leave the range of {np.dtype(dtype)}; scale it")
-    level = np.where(level > 0, level, 1)
     limits = _Limits(prune, tolerance, iterations, n)
-    peak = np.max(np.abs(designs), axis=-2)
-    there = peak > 0
-    designs = designs / np.where(there, peak, 1)[..., None, :]
-    norm = np.where(there, np.linalg.norm(designs, axis=-2), 1)
-    on = np.broadcast_to(there, (count, m)) & targets.any(axis=-1, keepdims=True)
-    designs, targets = designs / norm[..., None, :], targets / level
+    level, (designs, length) = _level(targets), _unit(designs)
+    on, targets = (length > 0) & targets.any(axis=-1, keepdims=True), targets / level
     with np.errstate(all="ignore"):
-        scale = level / np.broadcast_to(np.where(there, peak, 1) * norm, (count, m))
-        squares = scale**2
-    if not (np.isfinite(squares) & (squares > 0)).all():
+        scale = level / np.broadcast_to(np.where(length > 0, length, 1), (count, m))
+        fits = np.isfinite(scale**2) & (scale**2 > 0)
+    if not fits.all():
         raise ValueError(f"phi: its columns and y are of sizes too far apart for {np.dtype(dtype)}; scale them")
     noise = 0.01 * level[:, 0] ** 2 if sigma2 is None else _spread("sigma2", sigma2, shape, (), dtype)
     least = 100 * np.finfo(dtype).eps
@@ -223,6 +214,24 @@ def _problems(phi: ArrayLike, y: ArrayLike, dtype: type) -> tuple[np.ndarray, np
     if lead:
         designs = np.broadcast_to(designs, (*shape, n, m)).reshape(-1, n, m)
     return designs, np.broadcast_to(targets, (*shape, n)).reshape(-1, n), shape
+
+
+def _level(targets: np.ndarray) -> np.ndarray:
+    """Root mean squares of the right-hand sides [B, N] -> [B, 1]; 1 of one that is all 0."""
+    with np.errstate(over="ignore", under="ignore"):
+        level = np.sqrt(np.mean(targets**2, axis=-1, keepdims=True))
+    if not np.isfinite(level).all() or (targets.any(axis=-1) & (level[:, 0] ** 2 == 0)).any():
+        raise ValueError(f"y: its squares leave the range of {targets.dtype}; scale it")
+    return np.where(level > 0, level, 1)
+
+
+def _unit(designs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Designs [..., N, M] with columns of length 1, and the lengths they had [..., M]; 0 stays 0."""
+    peak = np.max(np.abs(designs), axis=-2)
+    designs = designs / np.where(peak > 0, peak, 1)[..., None, :]
+    length = np.linalg.norm(designs, axis=-2)
+    with np.errstate(over="ignore"):
+        return designs / np.where(peak > 0, length, 1)[..., None, :], peak * length
 
 
 def _shortened(designs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -305,9 +305,10 @@ def report(result: dict[str, Any]) -> str:
 
 
 def _told(axis: str, value: Any) -> str:
-    return {"k": f"k = {value}", "snr_db": f"{value} dB" if isinstance(value, str) else f"{value:g} dB"}.get(
-        axis, str(value)
-    )
+    """A place on an axis, as text."""
+    if axis == "design":
+        return value
+    return f"k = {value}" if axis == "k" else f"{value:g} dB"
 
 
 def _charts(rows: Sequence[dict[str, Any]], axis: str, label: str, methods: Sequence[str]) -> list[str]:
